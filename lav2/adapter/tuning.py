@@ -1,0 +1,59 @@
+"""Bias tuning of linear layers, and unfrozen norms (V2 paper, sec 4.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from lav2.adapter.ownership import used
+from lav2.llama.model import RMSNorm
+
+
+class LinearTuning(nn.Module):
+    """A scale, one at the start, and a bias, zero at the start, around a frozen linear layer (Eq. 1).
+
+    ``scale="output"`` is the paper's ``y = s · (W x + b)``; ``"input"`` is ``y = W (s · x) + b``, as in the authors' 65B
+    chat code.
+    """
+
+    def __init__(self, linear: nn.Linear, bias: bool, scale: str):
+        super().__init__()
+        self.scale_side = scale
+        scale_size = {"output": linear.out_features, "input": linear.in_features}.get(scale)
+        self.scale = nn.Parameter(torch.ones(scale_size)) if scale_size else None
+        self.bias = nn.Parameter(torch.zeros(linear.out_features)) if bias else None
+
+    def forward(self, linear: nn.Linear, x: Tensor, train: bool = True) -> Tensor:
+        """The tuned linear layer on ``x`` (…, in) → (…, out); with ``train=False`` scale and bias get no gradient."""
+        scale = None if self.scale is None else used(self.scale, train).to(x.dtype)
+        y = linear(x * scale if self.scale_side == "input" else x)
+        if self.bias is not None:
+            y = y + used(self.bias, train).to(y.dtype)
+        return y * scale if self.scale_side == "output" else y
+
+    @torch.no_grad()
+    def fold(self, linear: nn.Linear) -> nn.Linear:
+        """One plain linear layer with a bias that computes the same."""
+        folded = nn.Linear(
+            linear.in_features, linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device
+        )
+        weight, bias = linear.weight.float(), torch.zeros(linear.out_features, device=linear.weight.device)
+        if self.bias is not None:
+            bias = bias + self.bias
+        if self.scale_side == "output":
+            weight, bias = self.scale[:, None] * weight, self.scale * bias
+        elif self.scale_side == "input":
+            weight = weight * self.scale
+        folded.weight.copy_(weight)
+        folded.bias.copy_(bias)
+        return folded.requires_grad_(False)
+
+
+class NormTuning(nn.Module):
+    """A trainable copy of a frozen RMSNorm's weight."""
+
+    def __init__(self, norm: RMSNorm):
+        super().__init__()
+        self.weight = nn.Parameter(norm.weight.detach().float().clone())
+
+    def forward(self, norm: RMSNorm, x: Tensor, train: bool = True) -> Tensor:
+        """``norm`` with this weight in place of its own, on ``x`` (…, C)."""
+        return norm(x, used(self.weight, train))

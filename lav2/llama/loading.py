@@ -1,0 +1,169 @@
+"""Weights on disk → a frozen :class:`Llama`, and back.
+
+The format is Hugging Face's LLaMA folder: ``config.json``, ``model.safetensors`` and ``tokenizer.model``. Its query and
+key rows stand in another order than Meta's (halves instead of pairs), hence the permutation.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lav2.errors import UserError
+from lav2.llama.config import LlamaConfig
+from lav2.llama.model import Llama
+from lav2.llama.tokenizer import Tokenizer
+
+# Hugging Face's name → ours, inside a layer and outside of the layers
+LAYER_NAMES = {
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+OUTER_NAMES = {"model.embed_tokens": "tok_embeddings", "model.norm": "norm", "lm_head": "output"}
+
+# Hugging Face's config key → ours
+CONFIG_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "intermediate_size": "intermediate_size",
+    "rms_norm_eps": "norm_eps",
+    "rope_theta": "rope_theta",
+    "max_position_embeddings": "max_length",
+    "tie_word_embeddings": "tie_embeddings",
+}
+
+
+def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
+    """The frozen LLaMA stored in the folder ``path``, in ``dtype`` and evaluation mode.
+
+    Raises:
+        UserError: the folder or a file is missing, the architecture is another one, or a tensor is missing,
+            unexpected or misshapen (named in the message).
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    weights_path = folder / "model.safetensors"
+    if not weights_path.is_file():
+        raise UserError(f"no weights at {weights_path}: a LLaMA folder holds config.json and model.safetensors")
+    tensors = {our_name(name): tensor for name, tensor in load_file(weights_path).items()}
+    with torch.device("meta"):
+        model = Llama(config)
+    check_tensors(tensors, {name: p.shape for name, p in model.named_parameters()}, weights_path)
+    for name in tensors:
+        if name.endswith(("wq.weight", "wk.weight")):
+            tensors[name] = pairs_from_halves(tensors[name], config.head_size)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def save_llama(
+    model: Llama, tokenizer_path: str | Path, folder: str | Path, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write ``model`` and its tokenizer to ``folder`` so that :func:`load_llama` and transformers can read them."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(tokenizer_path)
+    if Path(tokenizer_path).resolve() != (folder / "tokenizer.model").resolve():
+        shutil.copyfile(tokenizer_path, folder / "tokenizer.model")
+    config = {theirs: getattr(model.config, ours) for theirs, ours in CONFIG_KEYS.items()}
+    config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+    config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    config |= {"torch_dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("wq.weight", "wk.weight")):
+            tensor = halves_from_pairs(tensor, model.config.head_size)
+        tensors[their_name(name)] = tensor.to(dtype).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_config(folder: Path) -> LlamaConfig:
+    """The :class:`LlamaConfig` in a folder's ``config.json``."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"no LLaMA at {folder}: {path} is missing; llama.path must name a folder with config.json and weights"
+        )
+    try:
+        stored = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if stored.get("model_type") != "llama":
+        raise UserError(f"{path} describes a {stored.get('model_type')!r} model; only 'llama' is supported")
+    # transformers 5 keeps the rotary base one level down
+    stored = {**stored, **{k: v for k, v in (stored.get("rope_parameters") or {}).items() if k == "rope_theta"}}
+    stored.setdefault("num_key_value_heads", stored.get("num_attention_heads"))
+    return LlamaConfig(**{ours: stored[theirs] for theirs, ours in CONFIG_KEYS.items() if theirs in stored})
+
+
+def fingerprint(llama: Llama) -> str:
+    """16 hex digits that tell these weights from others of the same shape, the same in every dtype down to bf16.
+
+    Reads the final norm and one row of each layer's matrices: enough to tell models apart, cheap at any size.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(llama.named_parameters()):
+        row = parameter if parameter.dim() == 1 else parameter[0]
+        digest.update(name.encode() + row.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def our_name(name: str) -> str:
+    """Hugging Face's tensor name in Meta's words; a name of neither is returned as it is."""
+    stem, _, kind = name.rpartition(".")
+    if stem.startswith("model.layers."):
+        index, _, rest = stem.removeprefix("model.layers.").partition(".")
+        return f"layers.{index}.{LAYER_NAMES.get(rest, rest)}.{kind}"
+    return f"{OUTER_NAMES.get(stem, stem)}.{kind}"
+
+
+def their_name(name: str) -> str:
+    """The inverse of :func:`our_name`."""
+    stem, _, kind = name.rpartition(".")
+    if stem.startswith("layers."):
+        _, index, rest = stem.split(".", 2)
+        return f"model.layers.{index}.{next(t for t, o in LAYER_NAMES.items() if o == rest)}.{kind}"
+    return f"{next(t for t, o in OUTER_NAMES.items() if o == stem)}.{kind}"
+
+
+def pairs_from_halves(weight: Tensor, head_size: int) -> Tensor:
+    """Reorder query or key rows (out, in) from Hugging Face's rotary halves to Meta's rotary pairs."""
+    return weight.unflatten(0, (-1, 2, head_size // 2)).transpose(1, 2).flatten(0, 2)
+
+
+def halves_from_pairs(weight: Tensor, head_size: int) -> Tensor:
+    """The inverse of :func:`pairs_from_halves`."""
+    return weight.unflatten(0, (-1, head_size // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def check_tensors(found: dict[str, Tensor], expected: dict[str, torch.Size], where: str | Path) -> None:
+    """Refuse missing, unexpected and misshapen tensors, naming the first of each kind.
+
+    Raises:
+        UserError: the tensors in ``found`` are not exactly those ``expected``.
+    """
+    problems = []
+    for kind, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
+        if names:
+            problems.append(f"{len(names)} {kind} (first: {min(names)})")
+    for name in sorted(found.keys() & expected.keys()):
+        if found[name].shape != expected[name]:
+            problems.append(f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected[name])}")
+            break
+    if problems:
+        raise UserError(f"the tensors in {where} do not fit this model: {'; '.join(problems)}")

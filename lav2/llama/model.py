@@ -1,0 +1,229 @@
+"""The frozen language model: LLaMA with Meta's weight names (V2 paper, sec 3).
+
+Notation in shape comments: B batch, T query length, S key length, C hidden_size, H heads, G key-value heads,
+D head_size, V vocabulary.
+
+Nothing here knows about adapters. A block offers one seam, :class:`BlockHooks`, through which `lav2.adapter` adds
+prompts, scales and biases; parallelism, checkpointing and precision are applied from outside as well.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lav2.llama.config import LlamaConfig
+
+
+class BlockHooks:
+    """Where an adapter may change a block. This base class changes nothing.
+
+    An adapter gives one object per block, and one more for the final norm; every method receives the frozen module it
+    may wrap.
+    """
+
+    def norm(self, name: str, norm: "RMSNorm", x: Tensor) -> Tensor:
+        """Normalise ``x`` (B, T, C); ``name`` is ``attention_norm``, ``ffn_norm`` or, after the last block, ``norm``."""
+        return norm(x)
+
+    def linear(self, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
+        """Apply ``linear`` to ``x`` (B, T, in); ``name`` is one of ``wq wk wv wo w1 w2 w3``."""
+        return linear(x)
+
+    def attend(self, attention: "Attention", query: Tensor, output: Tensor) -> Tensor:
+        """Change the heads' ``output`` (B, H, T, D) before ``wo``; ``query`` (B, H, T, D) carries rotary positions."""
+        return output
+
+
+UNCHANGED = BlockHooks()
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, computed in fp32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Normalise ``x``; ``weight`` stands in for the module's own when given."""
+        weight = self.weight if weight is None else weight
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * weight.to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, for one layer: a buffer of fixed size filled from the left."""
+
+    def __init__(self, config: LlamaConfig, batch: int, length: int, like: Tensor):
+        shape = (batch, config.num_kv_heads, length, config.head_size)
+        self.key = like.new_empty(shape)
+        self.value = like.new_empty(shape)
+        self.length = 0
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, G, T, D) and return all keys and values so far, (B, G, S, D)."""
+        end = self.length + key.shape[2]
+        self.key[:, :, self.length : end] = key
+        self.value[:, :, self.length : end] = value
+        self.length = end
+        return self.key[:, :, :end], self.value[:, :, :end]
+
+
+def rotary(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles at ``positions`` (T,) or (B, T): each (1 or B, 1, T, D/2), fp32."""
+    exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
+    angles = positions.float()[..., None] * theta**-exponents
+    angles = angles[:, None] if angles.dim() == 3 else angles[None, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs (x0, x1), (x2, x3) … of each head of ``x`` (B, H, T, D) by the rotary angles, as Meta's weights expect."""
+    cos, sin = cos_sin
+    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # each (B, H, T, D/2)
+    return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped keys and values."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        kv_size = config.num_kv_heads * config.head_size
+        self.wq = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.wk = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.wv = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def heads(self, x: Tensor, count: int) -> Tensor:
+        """(B, T, count · D) → (B, count, T, D)."""
+        return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor, cos_sin, mask: Tensor | None, cache: KVCache | None, hooks: BlockHooks) -> Tensor:
+        query = self.heads(hooks.linear("wq", self.wq, x), self.num_heads)
+        key = self.heads(hooks.linear("wk", self.wk, x), self.num_kv_heads)
+        value = self.heads(hooks.linear("wv", self.wv, x), self.num_kv_heads)
+        query, key = rotate(query, cos_sin), rotate(key, cos_sin)
+        if cache is not None:
+            key, value = cache.append(key, value)
+        output = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and query.shape[2] > 1,
+            enable_gqa=self.num_kv_heads != self.num_heads,
+        )
+        output = hooks.attend(self, query, output)
+        return hooks.linear("wo", self.wo, output.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: ``w2(silu(w1 x) · w3 x)``."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+
+    def forward(self, x: Tensor, hooks: BlockHooks) -> Tensor:
+        gated = F.silu(hooks.linear("w1", self.w1, x)) * hooks.linear("w3", self.w3, x)
+        return hooks.linear("w2", self.w2, gated)
+
+
+class Block(nn.Module):
+    """One transformer block, pre-norm: attention, then feed-forward, each on the residual stream."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(
+        self, x: Tensor, cos_sin, mask=None, cache: KVCache | None = None, hooks: BlockHooks = UNCHANGED
+    ) -> Tensor:
+        x = x + self.attention(hooks.norm("attention_norm", self.attention_norm, x), cos_sin, mask, cache, hooks)
+        return x + self.feed_forward(hooks.norm("ffn_norm", self.ffn_norm, x), hooks)
+
+
+class Llama(nn.Module):
+    """LLaMA: tokens (B, T) → logits (B, T, V)."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.output = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, tokens: Tensor, **context) -> Tensor:
+        """Logits (B, T, V) of ``tokens`` (B, T); ``context`` as for :meth:`hidden`."""
+        return self.logits(self.hidden(tokens, **context))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The output head: (…, C) → (…, V)."""
+        return F.linear(hidden, self.tok_embeddings.weight) if self.output is None else self.output(hidden)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        padding: Tensor | None = None,
+        caches: list[KVCache] | None = None,
+        hooks: Sequence[BlockHooks] | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, C) after the final norm.
+
+        Args:
+            tokens: (B, T) token ids; with ``caches`` the continuation of what the caches hold.
+            padding: (B,) number of padding tokens at the *left* of each row; they are seen by no other token and
+                take no position. Padding at the right needs no mention: attention is causal.
+            caches: one :class:`KVCache` per layer, filled by this call.
+            hooks: one :class:`BlockHooks` per layer and, last, one for the final norm.
+        """
+        hooks = hooks or [UNCHANGED] * (len(self.layers) + 1)
+        start = caches[0].length if caches else 0
+        length = tokens.shape[1]
+        positions = torch.arange(start, start + length, device=tokens.device)
+        mask = attention_mask(positions, padding)
+        if padding is not None:
+            positions = (positions - padding[:, None]).clamp(min=0)
+        cos_sin = rotary(positions, self.config.head_size, self.config.rope_theta)
+        x = self.tok_embeddings(tokens)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos_sin, mask, caches[index] if caches else None, hooks[index])
+        return hooks[-1].norm("norm", self.norm, x)
+
+    def reset_parameters(self, std: float = 0.02) -> "Llama":
+        """Draw random weights for a model that is to be pre-trained: N(0, std²), residual outputs scaled by depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                nn.init.ones_(parameter)
+            else:
+                residual = name.endswith(("wo.weight", "w2.weight"))
+                nn.init.normal_(parameter, std=std / (2 * self.config.num_layers) ** 0.5 if residual else std)
+        return self
+
+
+def attention_mask(positions: Tensor, padding: Tensor | None) -> Tensor | None:
+    """What each query may see: (1 or B, 1, T, S) booleans, or None where plain causal attention says the same.
+
+    ``positions`` (T,) are the slots of the queries among the S = last slot + 1 keys. A padding token sees itself, so
+    that no row of the softmax is empty.
+    """
+    plain = padding is None and (positions.numel() == 1 or positions[0] == 0)
+    if plain:
+        return None
+    keys = torch.arange(int(positions[-1]) + 1, device=positions.device)
+    visible = (keys <= positions[:, None])[None]  # (1, T, S)
+    if padding is not None:
+        visible = visible & (keys >= padding[:, None])[:, None] | (keys == positions[:, None])
+    return visible[:, None]
