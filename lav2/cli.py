@@ -1,0 +1,84 @@
+"""What ``train.py`` and ``evaluate.py`` share: Hydra in front, one clear line for a user's mistake, exit code 2."""
+
+import errno
+import functools
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lav2.errors import UserError
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def register_resolvers() -> None:
+    """Interpolations that the configs use."""
+    OmegaConf.register_new_resolver(
+        "embedded", lambda name: str(Path(__file__).parent / "demo" / "weights" / name), replace=True
+    )
+    # A resumed run goes on in its own folder.
+    OmegaConf.register_new_resolver(
+        "run_folder", lambda resume, new: new if resume is None else str(resume), replace=True
+    )
+
+
+def run(task: Callable[[DictConfig], object], config_name: str) -> None:
+    """Compose ``conf/<config_name>.yaml`` with the command line and call ``task`` with it.
+
+    A :class:`UserError`, a mistake in an override and a full disk end with one line on stderr and exit code 2; any other
+    exception is a defect of ours and keeps its traceback.
+    """
+    register_resolvers()
+    quiet()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach the handlers below instead of Hydra's printer
+
+    @functools.wraps(task)
+    def guarded(cfg: DictConfig) -> object:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            return task(cfg)
+        except UserError as error:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()  # Hydra made it; a run that never began leaves nothing behind
+            fail(str(error))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            fail(f"no space left on the disk of {folder}: free some, then go on with resume={folder}")
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(one_line(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def quiet() -> None:
+    """Leave out what libraries say about themselves; their warnings stay."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def one_line(error: Exception) -> str:
+    """The message of ``error`` and of its cause, if that says more, in one line."""
+    parts = [str(error)]
+    if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
+        parts.append(str(error.__cause__))
+    return " ".join(" ".join(parts).split())
+
+
+def fail(message: str) -> None:
+    """Print ``message`` and leave with exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

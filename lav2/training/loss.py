@@ -1,0 +1,23 @@
+"""The training loss: cross entropy over the tokens of the response."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lav2.adapter import AdaptedLlama
+from lav2.data.tokens import IGNORE
+
+
+def response_loss(model: AdaptedLlama, batch: dict[str, Tensor], task: str | None) -> Tensor:
+    """Mean negative log-likelihood, in nats a token, of the labelled tokens of ``batch``; 0 if it has none.
+
+    Logits are computed where there are labels and nowhere else.
+
+    Args:
+        batch: ``tokens`` and ``labels`` (B, T), and for images ``features`` (B, S, F); see :func:`lav2.data.collate`.
+        task: whose parameters get gradients; see :meth:`AdaptedLlama.forward`.
+    """
+    hidden = model.hidden(batch["tokens"][:, :-1], batch.get("features"), task)
+    labels = batch["labels"][:, 1:]
+    labelled = labels != IGNORE
+    logits = model.llama.logits(hidden[labelled]).float()  # (labelled tokens, V)
+    return F.cross_entropy(logits, labels[labelled], reduction="sum") / labelled.sum().clamp(min=1)

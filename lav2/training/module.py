@@ -1,0 +1,88 @@
+"""Joint training with disjoint parameters (V2 paper, sec 4.2) as a LightningModule."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from lav2.adapter import AdaptedLlama, owned, owner
+from lav2.errors import UserError
+from lav2.llama.loading import check_tensors
+from lav2.tasks import TASKS
+from lav2.training.loss import response_loss
+from lav2.training.optimizers import TaskOptim, TaskOptimizers, schedule
+
+
+class JointModule(LightningModule):
+    """Wraps an adapted LLaMA; every step sees one batch of each task, and each loss moves only its own group.
+
+    Both losses are summed, so a step has one backward pass and every trainable parameter a gradient.
+
+    Args:
+        model: the adapted model.
+        optim: for each task in ``tasks`` how its parameters are optimized.
+        tasks: what to train; the parameters of a task left out stay as they are.
+    """
+
+    strict_loading = False  # checkpoints hold the adapter only; on_load_checkpoint checks them strictly
+
+    def __init__(self, model: AdaptedLlama, optim: Mapping[str, TaskOptim], tasks: Sequence[str] = TASKS):
+        super().__init__()
+        self.model = model.train()
+        self.tasks = list(tasks)
+        self.optim = {task: optim[task] for task in self.tasks}
+        for task in TASKS:
+            for parameter in owned(model, task).values():
+                parameter.requires_grad_(task in self.tasks)
+
+    def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
+        losses = {task: response_loss(self.model, batch[task], task) for task in self.tasks}
+        for task, loss in losses.items():
+            if not torch.isfinite(loss):
+                raise UserError(
+                    f"the {task} loss became {loss.item()} at step {self.global_step}: lower optim.{task}.optimizer.lr, "
+                    "or resume from the last checkpoint with another seed"
+                )
+            self.log(f"train/{task}_loss", loss, prog_bar=True)
+        return torch.stack(list(losses.values())).sum()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
+        task = list(self.trainer.val_dataloaders)[dataloader_idx]
+        loss = response_loss(self.model, batch, task)
+        self.log(f"val/{task}_loss", loss, batch_size=len(batch["tokens"]), add_dataloader_idx=False, prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = TaskOptimizers(
+            {task: self.optim[task].build(task, list(owned(self.model, task).values())) for task in self.tasks}
+        )
+        scheduler = schedule(optimizer, self.optim, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: TaskOptimizers, **_: Any) -> None:
+        """Clip each task's gradient by itself: one common norm would let one task scale the other's step."""
+        for task in self.tasks:
+            clip = self.optim[task].clip
+            norm = nn.utils.clip_grad_norm_(optimizer.parameters(task), clip if clip is not None else float("inf"))
+            self.log(f"train/{task}_gradient_norm", norm)
+            self.log(f"train/{task}_learning_rate", optimizer.learning_rate(task))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapter only: megabytes, not the base weights."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if is_adapter(name)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another adapter: missing, unexpected or misshapen parameters.
+
+        Raises:
+            UserError: names the first parameter of each kind that does not fit.
+        """
+        expected = {name: value.shape for name, value in self.state_dict().items() if is_adapter(name)}
+        check_tensors(checkpoint["state_dict"], expected, "the checkpoint")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a name in this module's state dict belongs to the adapter."""
+    return owner(name.removeprefix("model.")) in TASKS

@@ -1,0 +1,100 @@
+"""A real optimizer for each task, held by one (V2 paper, sec 4.2: joint training of disjoint parameters).
+
+Lightning's automatic optimization, DDP, FSDP2 and gradient accumulation want one ``torch.optim.Optimizer``; two tasks
+want their own classes, learning rates, decays, schedules and clipping. :class:`TaskOptimizers` is both.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass
+class TaskOptim:
+    """How one task's parameters are optimized.
+
+    Args:
+        optimizer: parameters → optimizer, such as ``functools.partial(torch.optim.AdamW, lr=…)``.
+        weight_decay: on matrices only. Gates, biases, scales and norms are never decayed: a scale pulled to zero would
+            silence its layer.
+        warmup: fraction of all steps over which the learning rate rises linearly from 0.
+        final: fraction of the learning rate left at the end of the cosine.
+        clip: the largest norm of this task's gradient; ``None`` does not clip.
+    """
+
+    optimizer: Callable[..., Optimizer]
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    final: float = 0.0
+    clip: float | None = None
+
+    def build(self, task: str, parameters: list[nn.Parameter]) -> Optimizer:
+        matrices = [p for p in parameters if p.dim() > 1]
+        vectors = [p for p in parameters if p.dim() <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": self.weight_decay, "task": task},
+            {"params": vectors, "weight_decay": 0.0, "task": task},
+        ]
+        return self.optimizer([group for group in groups if group["params"]])
+
+    def factor(self, step: int, total: int) -> float:
+        """The learning rate's factor at ``step`` of ``total``: linear warm-up, then half a cosine down to ``final``."""
+        warmup = round(self.warmup * total)
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class TaskOptimizers(Optimizer):
+    """Optimizers of disjoint parameters, as one: it shares their parameter groups and their state.
+
+    ``param_groups`` is the union of theirs (each group carries its ``task``), so schedulers, checkpoints and strategies
+    see a plain optimizer; ``step`` lets each do its own step.
+    """
+
+    def __init__(self, optimizers: Mapping[str, Optimizer]):
+        self.optimizers = dict(optimizers)
+        super().__init__([group for optimizer in self.optimizers.values() for group in optimizer.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Make the optimizers work on this one's groups and state."""
+        for task, optimizer in self.optimizers.items():
+            optimizer.param_groups = [group for group in self.param_groups if group["task"] == task]
+            optimizer.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def parameters(self, task: str) -> list[nn.Parameter]:
+        """What ``task`` trains."""
+        return [parameter for group in self.optimizers[task].param_groups for parameter in group["params"]]
+
+    def learning_rate(self, task: str) -> float:
+        return self.optimizers[task].param_groups[0]["lr"]
+
+
+def schedule(optimizer: TaskOptimizers, settings: Mapping[str, TaskOptim], total_steps: int) -> LambdaLR:
+    """Each task's warm-up and cosine over ``total_steps`` optimizer steps."""
+    return LambdaLR(
+        optimizer,
+        [lambda step, s=settings[group["task"]]: s.factor(step, total_steps) for group in optimizer.param_groups],
+    )

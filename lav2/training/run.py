@@ -1,0 +1,187 @@
+"""From a composed config to a trained run folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from lightning import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from lav2.adapter import AdaptedLlama, parameter_summary
+from lav2.config import (
+    DTYPES,
+    adapter_config,
+    build_data,
+    build_optim,
+    build_trainer,
+    construct,
+    has_weights,
+    llama_shape,
+    problems,
+    tokenizer_path,
+)
+from lav2.errors import UserError
+from lav2.llama import Llama, Tokenizer, load_llama
+from lav2.tasks import TASKS
+from lav2.training.callbacks import AdapterFolder, Gates
+from lav2.training.module import JointModule
+from lav2.vision import VisionEncoder, feature_width
+
+# What makes a run the run it is: a resumed run must agree with the stored config in these sections.
+IDENTITY = ("llama", "adapter", "vision", "data", "optim", "tasks", "seed", "paths")
+
+
+def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
+    """Train as ``cfg`` says and leave in ``folder`` what a run folder holds (README, "A run folder").
+
+    Without base weights (``llama.path`` is null) only the parameter table is made.
+
+    Returns:
+        The last value of every logged metric.
+
+    Raises:
+        UserError: everything that is wrong with the config, together, before any weight is read.
+    """
+    if found := problems(cfg):
+        raise UserError(found[0] if len(found) == 1 else f"{len(found)} problems:\n  " + "\n  ".join(found))
+    checkpoint = resumed_checkpoint(cfg, folder) if cfg.resume else None
+    folder.mkdir(parents=True, exist_ok=True)
+    if not has_weights(cfg):
+        write_parameters(bare_model(cfg), folder)
+        Console().print(
+            "No weights, no training: this was the parameter table alone. Set llama.path, vision.weights and the data's paths to train."
+        )
+        return {}
+
+    seed_everything(cfg.seed, verbose=False)
+    trainer = build_trainer(
+        cfg,
+        default_root_dir=folder,
+        logger=construct("logger", cfg.logger, folder=folder),
+        callbacks=[
+            ModelCheckpoint(
+                folder / "checkpoints",
+                filename="{step}",
+                every_n_train_steps=cfg.callbacks.checkpoint_every,
+                save_top_k=1,
+            ),
+            AdapterFolder(folder / "adapter", description(cfg)),
+            Gates(),
+            TQDMProgressBar(refresh_rate=cfg.callbacks.progress_every, leave=True),
+        ],
+    )
+    data = build_data(cfg)
+    encoder = VisionEncoder(**cfg.vision) if "caption" in cfg.tasks else None
+    data.prepare(Tokenizer(tokenizer_path(cfg)), encoder)
+
+    torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
+    llama = load_llama(cfg.llama.path, DTYPES[cfg.llama.dtype])
+    model = AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name))
+    check_space(model, folder)
+    if trainer.is_global_zero:
+        write_parameters(model, folder)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    module = JointModule(model, build_optim(cfg), cfg.tasks)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return {name: float(value) for name, value in trainer.logged_metrics.items()}
+
+
+def bare_model(cfg: DictConfig) -> AdaptedLlama:
+    """The adapted model on the meta device: shapes without weights."""
+    with torch.device("meta"):
+        llama = Llama(llama_shape(cfg)).to(DTYPES[cfg.llama.dtype])
+        return AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name))
+
+
+def description(cfg: DictConfig) -> dict:
+    """What the adapter folder says about what surrounds the adapter."""
+    vision = OmegaConf.to_container(cfg.vision, resolve=True) if "caption" in cfg.tasks else None
+    return {
+        "base_path": str(Path(cfg.llama.path).resolve()),
+        "tokenizer": str(tokenizer_path(cfg).resolve()),
+        "vision": vision and {**vision, "weights": str(Path(vision["weights"]).resolve())},
+        "template": cfg.data.template,
+        "caption_prompts": [source["prompt"] for source in build_data(cfg).captions],
+    }
+
+
+def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path:
+    """The newest checkpoint of the run in ``folder``.
+
+    Raises:
+        UserError: there is none, or ``cfg`` is not the config of that run; names what differs.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"resume={cfg.resume}: no run folder there (config.yaml is missing)")
+    stored = OmegaConf.load(folder / "config.yaml")
+    here = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    differences = [
+        f"{name} is {value!r} here and {then!r} there"
+        for name, value, then in compare(here, stored)
+        if name.split(".")[0] in IDENTITY
+    ]
+    if differences:
+        raise UserError(
+            f"resume={cfg.resume}: another run: {'; '.join(differences[:3])}; give the config it was started with"
+        )
+    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        raise UserError(f"resume={cfg.resume}: no checkpoint there yet; start the run anew")
+    return checkpoints[-1]
+
+
+def compare(here: DictConfig, there: DictConfig) -> list[tuple[str, object, object]]:
+    """(name, value here, value there) of every leaf in which two configs differ."""
+
+    def leaves(node, prefix=""):
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, node
+
+    one, two = (dict(leaves(OmegaConf.to_container(config))) for config in (here, there))
+    return [
+        (name, one.get(name), two.get(name))
+        for name in sorted(one.keys() | two.keys())
+        if one.get(name) != two.get(name)
+    ]
+
+
+def check_space(model: AdaptedLlama, folder: Path) -> None:
+    """Refuse to start where the run's files would not fit.
+
+    A checkpoint holds the adapter and two moments of each parameter; the next is written before the last is removed,
+    and the adapter folder holds the adapter once more.
+    """
+    adapter = sum(parameter.numel() * parameter.element_size() for parameter in model.adapter.parameters())
+    needed, free = 7 * adapter + 2**20, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"no space for the run: {folder} has {free / 1e6:,.0f} MB free and its checkpoints need {needed / 1e6:,.0f} MB; "
+            "free some, or set hydra.run.dir to a folder on another disk"
+        )
+
+
+@rank_zero_only
+def write_parameters(model: AdaptedLlama, folder: Path) -> None:
+    """Print the table of ownership and write it to ``parameters.json``."""
+    summary = parameter_summary(model)
+    (folder / "parameters.json").write_text(json.dumps(summary, indent=2) + "\n")
+    table = Table(
+        "owner", "part", "parameters", "bytes", title="who owns what (joint training with disjoint parameters, sec 4.2)"
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in summary["parts"]:
+        table.add_row(row["owner"], row["part"], f"{row['count']:,}", f"{row['bytes']:,}")
+    table.add_section()
+    for who in TASKS:
+        table.add_row(who, "together", f"{summary['groups'][who]['count']:,}", f"{summary['groups'][who]['bytes']:,}")
+    table.add_row("trainable", f"{summary['percent_of_base']:.3f} % of the base", f"{summary['trainable']:,}", "")
+    Console().print(table)
