@@ -5,7 +5,6 @@ The adapter is apart from the base: its parameters live in modules of their own 
 adapter out gives the base back exactly.
 """
 
-import torch
 from torch import Tensor, nn
 
 from lav2.adapter.config import AdapterConfig
@@ -210,8 +209,8 @@ class AdaptedLlama(nn.Module):
                 f"visual features have shape {tuple(visual.shape)}; this adapter expects (batch, tokens, {self.feature_width})"
             )
         projector = self.adapter["caption"].projector
-        with torch.set_grad_enabled(torch.is_grad_enabled() and train):
-            return projector(visual.to(projector.output.weight.dtype))
+        prompts = projector(visual.to(projector.output.weight.dtype))
+        return prompts if train else prompts.detach()
 
 
 def adapt(llama: Llama, config: AdapterConfig | dict | None = None, feature_width: int | None = None) -> AdaptedLlama:

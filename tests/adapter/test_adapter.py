@@ -1,0 +1,228 @@
+"""The design's invariants 1, 3, 5, 6 and 11, and the adapter's formulas written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lav2.adapter import AdapterConfig, adapt, owned, owner
+from lav2.adapter.tuning import LinearTuning
+from lav2.errors import UserError
+from lav2.llama.generation import generate
+from lav2.llama.model import rotary, rotate
+from tests.conftest import small_adapter
+
+CHOICES = [
+    {},
+    {"scale": "input"},
+    {"scale": "none", "bias": False, "norms": "none"},
+    {"gate": "scalar", "gate_activation": "none"},
+    {"prompt_projection": "frozen"},
+    {"norms": "blocks"},
+    {"projector": {"kind": "linear_patches"}},
+    {"projector": {"kind": "linear_pooled"}},
+    {"prompt_layers": 0, "prompt_length": 0},
+]
+
+
+@pytest.mark.parametrize("changes", CHOICES, ids=str)
+def test_starts_from_the_frozen_model_exactly(llama, tokens, features, changes):
+    """Invariant 1: with and without an image."""
+    model = adapt(llama, small_adapter(**changes), feature_width=16)
+    assert torch.equal(model(tokens), llama(tokens))
+    assert torch.equal(model(tokens, features), llama(tokens))
+
+
+def test_starts_from_the_frozen_model_exactly_in_bf16(llama, tokens, features):
+    llama.to(torch.bfloat16)
+    model = adapt(llama, small_adapter(), feature_width=16)
+    assert torch.equal(model(tokens, features), llama(tokens))
+
+
+def test_without_an_image_no_visual_parameter_matters(adapted, tokens, features):
+    """Invariant 1: and with one, they do."""
+    text, seen = adapted(tokens), adapted(tokens, features)
+    with torch.no_grad():
+        for parameter in owned(adapted, "caption").values():
+            parameter.add_(torch.randn_like(parameter))
+    assert torch.equal(adapted(tokens), text)
+    assert not torch.allclose(adapted(tokens, features), seen)
+
+
+@pytest.mark.parametrize("task", ["caption", "instruction"])
+def test_a_loss_gives_gradients_to_its_own_group_only(adapted, tokens, features, task):
+    """Invariant 3: groups are disjoint, cover all that trains, and only the task's own gets gradients — all of it."""
+    adapted(tokens, features, task).square().mean().backward()
+    trainable = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    mine, other = owned(adapted, task), owned(adapted, "instruction" if task == "caption" else "caption")
+    assert trainable == mine.keys() | other.keys() and not mine.keys() & other.keys()
+    assert all(parameter.grad is None for parameter in other.values())
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in mine.values())
+
+
+def test_routing_changes_no_logits(adapted, tokens, features):
+    expected = adapted(tokens, features)
+    assert torch.equal(adapted(tokens, features, "caption"), expected)
+    assert torch.equal(adapted(tokens, features, "instruction"), expected)
+
+
+def test_ownership_follows_the_paper(adapted):
+    """Sec 4.2: projector and early gates learn from captions; late prompts and gates, norms, biases, scales from
+    instructions; the language model from nothing."""
+    owners = {name: owner(name) for name, _ in adapted.named_parameters()}
+    assert {name for name, who in owners.items() if who == "caption"} == {
+        name for name in owners if ".projector." in name or ".caption.gates." in name
+    }
+    assert all(who == "frozen" for name, who in owners.items() if name.startswith("llama."))
+
+
+def test_prompts_act_in_their_layers_only(adapted, features):
+    """Invariant 6: K = 2 first layers read visual prompts, L = 3 last ones adaptation prompts, none both."""
+    x = torch.randn(3, 7, 32)
+    cos_sin = rotary(torch.arange(7), 8, 10000.0)
+
+    def layers(visual):
+        hooks = adapted.bind(visual)
+        return [block(x, cos_sin, hooks=hooks[index]) for index, block in enumerate(adapted.llama.layers)]
+
+    base = layers(features)
+    changed = [not torch.equal(*pair) for pair in zip(base, layers(features + 1), strict=True)]
+    assert changed == [True, True, False, False, False, False]
+    with torch.no_grad():
+        for name, parameter in owned(adapted, "instruction").items():
+            if name.endswith("prompts.prompt"):
+                parameter.add_(1)
+    changed = [not torch.equal(*pair) for pair in zip(base, layers(features), strict=True)]
+    assert changed == [False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize("scale", ["output", "input"])
+@pytest.mark.parametrize("projection", ["tuned", "frozen"])
+def test_forward_is_the_formulas_written_out(llama, tokens, features, scale, projection):
+    """A literal transcription, loop by loop: zero-initialised attention, bias tuning, early fusion."""
+    model = adapt(llama, small_adapter(scale=scale, prompt_projection=projection), feature_width=16)
+    with torch.no_grad():
+        for parameter in model.adapter.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    caption, instruction = model.adapter["caption"], model.adapter["instruction"]
+    visual = caption.projector(features)
+    heads, kv_heads, size = 4, 2, 8
+
+    def linear(tuning, layer, x):
+        if scale == "output":
+            return tuning.scale * (layer.weight @ x + tuning.bias)
+        return layer.weight @ (tuning.scale * x) + tuning.bias
+
+    def norm(tuning, x):
+        return x / torch.sqrt((x * x).mean() + llama.config.norm_eps) * tuning.weight
+
+    def attend(query, keys, values):
+        return torch.softmax(torch.stack([query @ key for key in keys]) / size**0.5, 0) @ torch.stack(values)
+
+    with torch.no_grad():
+        row = 1
+        xs = [llama.tok_embeddings.weight[token] for token in tokens[row]]
+        for index, (block, tuning) in enumerate(zip(llama.layers, instruction.layers, strict=True)):
+            attention, linears = block.attention, tuning.linears
+            normed = [norm(tuning.norms["attention_norm"], x) for x in xs]
+            turn = [rotary(torch.tensor([position]), size, 10000.0) for position in range(len(xs))]
+
+            def project(name, vectors, layer=attention, linears=linears):
+                return [linear(linears[name], getattr(layer, name), x) for x in vectors]
+
+            def head(vector, index):
+                return vector[index * size : (index + 1) * size]
+
+            def turned(vector, position, turn=turn):
+                return rotate(vector[None, None, None], turn[position])[0, 0, 0]
+
+            queries, keys, values = (project(name, normed) for name in ("wq", "wk", "wv"))
+            if index < 2:
+                prompts, gate = list(visual[row]), caption.gates[index].weight
+            elif index >= 3:
+                prompts, gate = list(tuning.prompts.prompt), tuning.prompts.gate.weight
+            else:
+                prompts = []
+            if projection == "tuned":
+                prompt_keys, prompt_values = project("wk", prompts), project("wv", prompts)
+            else:
+                prompt_keys = [attention.wk.weight @ p for p in prompts]
+                prompt_values = [attention.wv.weight @ p for p in prompts]
+            outputs = []
+            for position in range(len(xs)):
+                parts = []
+                for h in range(heads):
+                    g = h * kv_heads // heads
+                    query = turned(head(queries[position], h), position)
+                    seen_keys = [turned(head(keys[p], g), p) for p in range(position + 1)]
+                    part = attend(query, seen_keys, [head(values[p], g) for p in range(position + 1)])
+                    if prompts:
+                        answer = attend(query, [head(k, g) for k in prompt_keys], [head(v, g) for v in prompt_values])
+                        part = part + torch.tanh(gate[h]) * answer
+                    parts.append(part)
+                outputs.append(linear(linears["wo"], attention.wo, torch.cat(parts)))
+            xs = [x + output for x, output in zip(xs, outputs, strict=True)]
+            for position, x in enumerate(xs):
+                normed_x = norm(tuning.norms["ffn_norm"], x)
+                gated = F.silu(linear(linears["w1"], block.feed_forward.w1, normed_x))
+                gated = gated * linear(linears["w3"], block.feed_forward.w3, normed_x)
+                xs[position] = x + linear(linears["w2"], block.feed_forward.w2, gated)
+        expected = torch.stack([llama.output.weight @ norm(instruction.norm, x) for x in xs])
+        assert torch.allclose(model(tokens, features)[row], expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["output", "input", "none"])
+def test_folding_gives_the_same_outputs(scale):
+    """Invariant 11."""
+    layer = torch.nn.Linear(12, 7, bias=False)
+    tuning = LinearTuning(layer, bias=True, scale=scale)
+    with torch.no_grad():
+        for parameter in tuning.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    x = torch.randn(5, 12)
+    assert torch.allclose(tuning.fold(layer)(x), tuning(layer, x), atol=1e-5)
+
+
+def test_cached_generation_equals_the_full_forward(adapted, features):
+    """Invariant 5, with prompts computed once: unequal prompts in a batch, one by one, and by full forward passes."""
+    prompts = [[1, 5, 9, 30, 7], [1, 44], [1, 8, 8]]
+    together = generate(
+        adapted.llama, prompts, hooks=adapted.bind(features, keep=True), max_new_tokens=20, eos_id=2
+    )
+    for row, prompt in enumerate(prompts):
+        image = features[row : row + 1]
+        alone = generate(adapted.llama, [prompt], hooks=adapted.bind(image, keep=True), max_new_tokens=20, eos_id=2)[0]
+        full = list(prompt)
+        with torch.no_grad():
+            while len(full) < len(prompt) + 20 and full[-1] != 2:
+                full.append(int(adapted(torch.tensor([full]), image)[0, -1].argmax()))
+        assert together[row] == alone == [token for token in full[len(prompt) :] if token != 2]
+
+
+def test_an_answer_does_not_depend_on_the_batch(adapted, tokens, features):
+    """Invariant 5: the same row among other rows."""
+    with torch.no_grad():
+        assert torch.allclose(adapted(tokens, features)[:1], adapted(tokens[:1], features[:1]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"visual_layers": 4}, "K <= N - L = 3"),
+        ({"prompt_layers": 7}, "has 6 layers"),
+        ({"gate": "per_layer"}, "per_head, scalar"),
+        ({"scale": "both"}, "output, input, none"),
+        ({"visual_length": -1}, "whole number"),
+        ({"projector": {"width": 25, "heads": 2}}, "multiple"),
+        ({"prompts": 3}, "no setting 'prompts'"),
+    ],
+)
+def test_wrong_choices_are_named(llama, changes, message):
+    with pytest.raises(UserError, match=message):
+        adapt(llama, small_adapter(**changes), feature_width=16)
+
+
+def test_the_papers_default_is_31_of_32_layers():
+    from lav2.llama import LlamaConfig
+
+    shape = LlamaConfig(32000, 4096, 32, 32, 32, 11008)
+    assert AdapterConfig().last_layers(shape) == 31 and not AdapterConfig().problems(shape)
