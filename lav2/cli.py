@@ -25,6 +25,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "embedded", lambda name: str(Path(__file__).parent / "demo" / "weights" / name), replace=True
     )
+    OmegaConf.register_new_resolver("stem", lambda path: None if path is None else Path(path).stem, replace=True)
     # A resumed run goes on in its own folder.
     OmegaConf.register_new_resolver(
         "run_folder", lambda resume, new: new if resume is None else str(resume), replace=True

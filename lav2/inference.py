@@ -38,14 +38,22 @@ def load(folder: str | Path, base: str | Path | None = None, dtype: torch.dtype 
     model = load_adapter(folder, load_llama(base, dtype))
     encoder = VisionEncoder(**config["vision"]) if config["vision"] else None
     tokenizer = Tokenizer(config["tokenizer"] if Path(config["tokenizer"]).exists() else base / "tokenizer.model")
-    return Assistant(model, tokenizer, encoder, Template(config["template"]))
+    return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
 
 
 class Assistant:
-    """An adapted LLaMA with its tokenizer, image encoder and prompt template."""
+    """An adapted LLaMA with its tokenizer, image encoder, prompt template and the prompts its captions were asked by."""
 
-    def __init__(self, model: AdaptedLlama, tokenizer: Tokenizer, encoder: VisionEncoder | None, template: Template):
+    def __init__(
+        self,
+        model: AdaptedLlama,
+        tokenizer: Tokenizer,
+        encoder: VisionEncoder | None,
+        template: Template,
+        caption_prompts: Sequence[str] = (),
+    ):
         self.model, self.tokenizer, self.encoder, self.template = model.eval(), tokenizer, encoder, template
+        self.caption_prompts = list(caption_prompts)
 
     def generate(
         self,

@@ -1,0 +1,50 @@
+# lav2: `make demo` shows everything, `make test` checks everything, `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format demo-weights clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+install: $(VENV)/installed ## a virtual environment with lav2 and what it needs (PYTHON=python3.12 chooses one)
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14)' 2>/dev/null \
+		|| { echo "lav2 needs Python 3.10 to 3.13; choose one with PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	@echo "installing what lav2 needs; torch is large, this takes a while"
+	$(VENV)/bin/python -m pip install --progress-bar on --requirement requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed tests/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --requirement tests/requirements.txt
+	@touch $@
+
+demo: install ## train V2 jointly on the embedded world, evaluate it, and write outputs/demo/report.html (6 minutes)
+	$(RUN) -m lav2.demo
+
+test: $(VENV)/tested lint ## the test-suite (15 minutes at most)
+	$(RUN) -m pytest -m "not slow"
+
+test-all: $(VENV)/tested lint ## the test-suite with the tests that take minutes each
+	$(RUN) -m pytest
+
+lint: $(VENV)/tested
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/tested ## put the code into form
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+demo-weights: install ## pre-train the embedded world's LLaMA and vision encoder anew (about an hour; they are committed)
+	$(RUN) -m lav2.demo.pretrain_vision
+	$(RUN) -m lav2.demo.pretrain_llama
+
+clean: ## remove what runs have made; the virtual environment stays
+	rm -rf outputs multirun wandb

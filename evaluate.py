@@ -1,0 +1,15 @@
+"""Score a trained run: ``python evaluate.py run=<folder> eval=coco_caption|instructions|… [key=value]``."""
+
+from omegaconf import DictConfig
+
+from lav2.cli import run
+
+
+def main(cfg: DictConfig) -> dict:
+    from lav2.evaluation.run import evaluate  # here, so that --help does not wait for torch
+
+    return evaluate(cfg)
+
+
+if __name__ == "__main__":
+    run(main, "evaluate")
