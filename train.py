@@ -1,4 +1,4 @@
-"""Train an adapter: ``python train.py experiment=… [group=choice] [key=value]``; ``-m`` sweeps over comma-separated values."""
+"""Train an adapter: ``python train.py experiment=… [group=choice] [key=value]``; ``-m`` sweeps over commas."""
 
 from pathlib import Path
 

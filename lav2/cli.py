@@ -35,8 +35,8 @@ def register_resolvers() -> None:
 def run(task: Callable[[DictConfig], object], config_name: str) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line and call ``task`` with it.
 
-    A :class:`UserError`, a mistake in an override and a full disk end with one line on stderr and exit code 2; any other
-    exception is a defect of ours and keeps its traceback.
+    A :class:`UserError`, a mistake in an override and a full disk end with one line on stderr and exit code 2; any
+    other exception is a defect of ours and keeps its traceback.
     """
     register_resolvers()
     quiet()

@@ -11,11 +11,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from lav2.adapter import AdapterConfig
-from lav2.data import JointData
 from lav2.errors import UserError
 from lav2.llama import LlamaConfig
 from lav2.llama.loading import read_config
 from lav2.tasks import TASKS
+from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
 from lav2.vision import feature_width
 
@@ -42,8 +42,8 @@ def llama_shape(cfg: DictConfig) -> LlamaConfig:
     for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
         if stated and getattr(found, name) != getattr(stated, name):
             raise UserError(
-                f"llama.path={cfg.llama.path} holds a LLaMA with {name} {getattr(found, name)}, the config chose one with "
-                f"{getattr(stated, name)}: choose another llama= or another folder"
+                f"llama.path={cfg.llama.path} holds a LLaMA with {name} {getattr(found, name)}, the config chose one "
+                f"with {getattr(stated, name)}: choose another llama= or another folder"
             )
     return found
 
@@ -119,9 +119,10 @@ def problems(cfg: DictConfig) -> list[str]:
             )
         if "caption" in cfg.tasks and not (cfg.vision.weights and Path(cfg.vision.weights).is_file()):
             found.append(
-                f"vision.weights is {cfg.vision.weights}: name the file with the weights of open_clip's {cfg.vision.name}"
+                f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}"
             )
-        attempt(build_data, cfg)
+        data = attempt(build_data, cfg)
+        found.extend(f"data: {line}" for line in (data.missing_files() if data else []))
     return found
 
 

@@ -42,7 +42,7 @@ def load(folder: str | Path, base: str | Path | None = None, dtype: torch.dtype 
 
 
 class Assistant:
-    """An adapted LLaMA with its tokenizer, image encoder, prompt template and the prompts its captions were asked by."""
+    """An adapted LLaMA with its tokenizer, image encoder, prompt template and the prompts of its captions."""
 
     def __init__(
         self,

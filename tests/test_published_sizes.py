@@ -58,7 +58,9 @@ def test_larger_sizes(size, base, bias, scale_input, norms, prompts_and_gates):
     assert found["instruction", "bias"] == bias and found["instruction", "scale"] == scale_input
     assert found["instruction", "norms"] == norms
     assert found["instruction", "prompts"] + found["instruction", "gates"] == prompts_and_gates
-    assert parts(summary(f"experiment=v2_{size}"))["instruction", "scale"] == bias  # output side: one a row, as the bias
+    assert (
+        parts(summary(f"experiment=v2_{size}"))["instruction", "scale"] == bias
+    )  # output side: one a row, as the bias
 
 
 def test_the_papers_14m():

@@ -46,8 +46,8 @@ class AdapterConfig:
         scale: a trainable scale on the same linears: on their output, ``y = s · (W x + b)`` (Eq. 1), on their input,
             ``y = W (s · x) + b`` (the authors' 65B chat code), or none.
         norms: train all RMSNorm weights, those of the blocks only, or none.
-        prompt_projection: whether prompts pass W_k and W_v with their scale and bias (``tuned``; then they fold), or the
-            frozen ones alone (``frozen``; the authors' 7B code).
+        prompt_projection: whether prompts pass W_k and W_v with their scale and bias (``tuned``; then they fold),
+            or the frozen ones alone (``frozen``; the authors' 7B code).
         projector: see :class:`ProjectorConfig`.
     """
 
@@ -102,8 +102,8 @@ class AdapterConfig:
             found.append(f"adapter.prompt_layers is {last!r}; this LLaMA has {layers} layers")
         elif first > layers - last:
             found.append(
-                f"adapter.visual_layers K={first} and adapter.prompt_layers L={last} overlap in a LLaMA of N={layers} layers: "
-                f"early fusion needs K <= N - L = {layers - last} (paper sec 4.3); lower one of them"
+                f"adapter.visual_layers K={first} and adapter.prompt_layers L={last} overlap in a LLaMA of "
+                f"N={layers} layers: early fusion needs K <= N - L = {layers - last} (paper sec 4.3); lower one of them"
             )
         if last and not self.prompt_length:
             found.append("adapter.prompt_length is 0 while adapter.prompt_layers is not: set both to 0 for no prompts")

@@ -206,7 +206,8 @@ class AdaptedLlama(nn.Module):
             raise UserError("this adapter has no visual path (adapter.visual_layers is 0), so it cannot see an image")
         if visual.dim() != 3 or visual.shape[-1] != self.feature_width:
             raise UserError(
-                f"visual features have shape {tuple(visual.shape)}; this adapter expects (batch, tokens, {self.feature_width})"
+                f"visual features have shape {tuple(visual.shape)}; this adapter expects "
+                f"(batch, tokens, {self.feature_width})"
             )
         projector = self.adapter["caption"].projector
         prompts = projector(visual.to(projector.output.weight.dtype))

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lav2.tasks import TASKS
 
-
 FROZEN = "frozen"
 
 

@@ -10,8 +10,8 @@ from lav2.llama.model import RMSNorm
 class LinearTuning(nn.Module):
     """A scale, one at the start, and a bias, zero at the start, around a frozen linear layer (Eq. 1).
 
-    ``scale="output"`` is the paper's ``y = s · (W x + b)``; ``"input"`` is ``y = W (s · x) + b``, as in the authors' 65B
-    chat code.
+    ``scale="output"`` is the paper's ``y = s · (W x + b)``; ``"input"`` is ``y = W (s · x) + b``, as in the authors'
+    65B chat code.
     """
 
     def __init__(self, linear: nn.Linear, bias: bool, scale: str):

@@ -24,7 +24,7 @@ class BlockHooks:
     """
 
     def norm(self, name: str, norm: "RMSNorm", x: Tensor) -> Tensor:
-        """Normalise ``x`` (B, T, C); ``name`` is ``attention_norm``, ``ffn_norm`` or, after the last block, ``norm``."""
+        """Normalise ``x`` (B, T, C); ``name`` is ``attention_norm``, ``ffn_norm`` or, at the very end, ``norm``."""
         return norm(x)
 
     def linear(self, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def rotary(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Ten
 
 
 def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (x0, x1), (x2, x3) … of each head of ``x`` (B, H, T, D) by the rotary angles, as Meta's weights expect."""
+    """Turn the pairs (x0, x1), (x2, x3) … of each head of ``x`` (B, H, T, D) by the angles, as Meta's weights expect."""
     cos, sin = cos_sin
     first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # each (B, H, T, D/2)
     return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2).to(x.dtype)

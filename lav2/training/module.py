@@ -42,8 +42,8 @@ class JointModule(LightningModule):
         for task, loss in losses.items():
             if not torch.isfinite(loss):
                 raise UserError(
-                    f"the {task} loss became {loss.item()} at step {self.global_step}: lower optim.{task}.optimizer.lr, "
-                    "or resume from the last checkpoint with another seed"
+                    f"the {task} loss became {loss.item()} at step {self.global_step}: lower "
+                    f"optim.{task}.optimizer.lr, or resume from the last checkpoint with another seed"
                 )
             self.log(f"train/{task}_loss", loss, prog_bar=True)
         return torch.stack(list(losses.values())).sum()

@@ -54,7 +54,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if not has_weights(cfg):
         write_parameters(bare_model(cfg), folder)
         Console().print(
-            "No weights, no training: this was the parameter table alone. Set llama.path, vision.weights and the data's paths to train."
+            "No weights, no training: this was the parameter table alone. "
+            "To train, set llama.path, vision.weights and the paths of the data."
         )
         return {}
 
@@ -163,8 +164,8 @@ def check_space(model: AdaptedLlama, folder: Path) -> None:
     needed, free = 7 * adapter + 2**20, shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"no space for the run: {folder} has {free / 1e6:,.0f} MB free and its checkpoints need {needed / 1e6:,.0f} MB; "
-            "free some, or set hydra.run.dir to a folder on another disk"
+            f"no space for the run: {folder} has {free / 1e6:,.0f} MB free and its checkpoints need "
+            f"{needed / 1e6:,.0f} MB; free some, or set hydra.run.dir to a folder on another disk"
         )
 
 

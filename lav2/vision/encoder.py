@@ -1,6 +1,7 @@
 """The frozen image encoder: any vision transformer of open_clip (V2 paper, sec 4.3 and 5.1: CLIP ViT-L/14)."""
 
 import hashlib
+import logging
 from pathlib import Path
 
 import open_clip
@@ -53,9 +54,7 @@ class VisionEncoder(nn.Module):
         self.tokens, self.channel_order = tokens, channel_order
         self.visual = load_visual(name, weights).requires_grad_(False).eval()
         self.num_tokens = self.visual.positional_embedding.shape[0] - (tokens == "patches")
-        self.transform = image_transform_v2(
-            PreprocessCfg(**self.visual.preprocess_cfg), is_train=False
-        )
+        self.transform = image_transform_v2(PreprocessCfg(**self.visual.preprocess_cfg), is_train=False)
         # What the features depend on besides the images
         digest = hashlib.sha256(f"{name} {tokens} {channel_order} {self.visual.preprocess_cfg}".encode())
         for key, tensor in sorted(self.visual.state_dict().items()):
@@ -80,7 +79,9 @@ def load_visual(name: str, weights: str | Path) -> VisionTransformer:
     path = Path(weights)
     if not path.is_file():
         raise UserError(f"no vision weights at {path}: vision.weights must name a file for open_clip's {name}")
+    logging.disable(logging.WARNING)  # open_clip warns that the model is random; its weights come below
     visual = open_clip.create_model(name, load_weights=False).visual
+    logging.disable(logging.NOTSET)
     if not isinstance(visual, VisionTransformer) or visual.proj is None:
         raise UserError(f"vision.name {name!r} has no CLIP vision transformer with a projection; ViT-L-14 is one")
     try:

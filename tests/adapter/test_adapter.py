@@ -185,9 +185,7 @@ def test_folding_gives_the_same_outputs(scale):
 def test_cached_generation_equals_the_full_forward(adapted, features):
     """Invariant 5, with prompts computed once: unequal prompts in a batch, one by one, and by full forward passes."""
     prompts = [[1, 5, 9, 30, 7], [1, 44], [1, 8, 8]]
-    together = generate(
-        adapted.llama, prompts, hooks=adapted.bind(features, keep=True), max_new_tokens=20, eos_id=2
-    )
+    together = generate(adapted.llama, prompts, hooks=adapted.bind(features, keep=True), max_new_tokens=20, eos_id=2)
     for row, prompt in enumerate(prompts):
         image = features[row : row + 1]
         alone = generate(adapted.llama, [prompt], hooks=adapted.bind(image, keep=True), max_new_tokens=20, eos_id=2)[0]

@@ -99,9 +99,7 @@ def test_left_padding_changes_nothing(llama, tokens):
 
 def test_sampling_is_seeded_and_respects_top_p(llama):
     def sample(seed, top_p=1.0):
-        return generate(
-            llama, [[1, 2, 3]] * 4, max_new_tokens=20, eos_id=49, temperature=1.5, top_p=top_p, seed=seed
-        )
+        return generate(llama, [[1, 2, 3]] * 4, max_new_tokens=20, eos_id=49, temperature=1.5, top_p=top_p, seed=seed)
 
     assert sample(0) == sample(0) != sample(1)
     greedy = generate(llama, [[1, 2, 3]] * 4, max_new_tokens=20, eos_id=49)

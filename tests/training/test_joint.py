@@ -30,9 +30,7 @@ def snapshots(monkeypatch):
         return {name: parameter.detach().clone() for name, parameter in module.model.named_parameters()}
 
     monkeypatch.setattr(JointModule, "on_train_start", lambda self: taken.append(values(self)), raising=False)
-    monkeypatch.setattr(
-        JointModule, "on_train_batch_end", lambda self, *_: taken.append(values(self)), raising=False
-    )
+    monkeypatch.setattr(JointModule, "on_train_batch_end", lambda self, *_: taken.append(values(self)), raising=False)
     return taken
 
 
@@ -76,8 +74,9 @@ def test_joint_training_leaves_the_instruction_group_bit_equal(run):
 
 def test_validation_leaves_training_alone(run):
     """Invariant 12."""
-    with_validation, without = adapter(run("with", "trainer.val_check_interval=1")), adapter(
-        run("without", "trainer.limit_val_batches=0")
+    with_validation, without = (
+        adapter(run("with", "trainer.val_check_interval=1")),
+        adapter(run("without", "trainer.limit_val_batches=0")),
     )
     assert all(torch.equal(with_validation[name], without[name]) for name in with_validation)
 

@@ -96,7 +96,9 @@ def test_each_task_is_clipped_by_itself(adapted, monkeypatch):
     """A huge caption gradient must not shrink the instruction group's step."""
     module = JointModule(adapted, SETTINGS)
     monkeypatch.setattr(module, "log", lambda *_: None)
-    optimizer = TaskOptimizers({task: SETTINGS[task].build(task, list(owned(adapted, task).values())) for task in SETTINGS})
+    optimizer = TaskOptimizers(
+        {task: SETTINGS[task].build(task, list(owned(adapted, task).values())) for task in SETTINGS}
+    )
     for task, size in (("caption", 1e6), ("instruction", 1e-6)):
         for parameter in optimizer.parameters(task):
             parameter.grad = torch.full_like(parameter, size)

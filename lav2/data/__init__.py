@@ -1,0 +1,22 @@
+"""Captions, instructions → tokens and labels; loaders that resume anywhere."""
+
+from lav2.data.loader import ResumableLoader
+from lav2.data.problems import Problems
+from lav2.data.sources import CaptionSource, Example, read_captions, read_instructions
+from lav2.data.templates import Template
+from lav2.data.tokens import IGNORE, Sample, Samples, collate, encode
+
+__all__ = [
+    "IGNORE",
+    "CaptionSource",
+    "Example",
+    "Problems",
+    "ResumableLoader",
+    "Sample",
+    "Samples",
+    "Template",
+    "collate",
+    "encode",
+    "read_captions",
+    "read_instructions",
+]

@@ -1,0 +1,109 @@
+"""What a model trained on the embedded world has learnt to see, on scenes it has never seen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lav2.data.problems import Problems
+from lav2.data.sources import CaptionSource, read_captions
+from lav2.demo.data import read_scenes
+from lav2.demo.scoring import Question, ask, caption_scores, shuffled
+from lav2.evaluation.captions import caption_images, require
+from lav2.evaluation.coco import coco_scores
+from lav2.evaluation.results import Prediction, Results
+from lav2.inference import Assistant
+
+# Training never asks any of these about an image; "sign" is left out, for the encoder is too coarse to read.
+KINDS = ("color", "shape", "size", "where", "count", "there")
+# A question is asked in three ways; each is a condition in predictions.jsonl and a score.
+IMAGE, CAPTION, BLIND = "image", "caption", "blind"
+
+
+@dataclass
+class Scenes:
+    """Captions of held-out scenes, and zero-shot questions about them.
+
+    Captions get COCO's scores and those of :func:`lav2.demo.scoring.caption_scores`, also with the images shuffled
+    among the scenes (``…_shuffled``). ``question_accuracy`` is of answers from the image alone, ``…_caption`` of
+    answers with the model's own captions as context (the caption expert of sec 4.4), ``…_blind`` of answers from
+    another scene's image.
+
+    Args:
+        folder: ``heldout/`` of a world (:func:`lav2.demo.data.write_world`).
+        question_count: how many questions, one a scene.
+        generation: settings of :meth:`lav2.inference.Assistant.generate`.
+        seed: of the choice of questions and of the shuffling.
+    """
+
+    folder: str | Path
+    question_count: int = 100
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self):
+        require(images=self.folder)
+
+    def run(self, assistant: Assistant) -> Results:
+        folder = Path(self.folder).absolute()
+        scenes = read_scenes(folder)
+        images = {name: folder / "images" / name for name in scenes}
+        captions, details = (self.describe(assistant, images, prompt) for prompt in assistant.caption_prompts)
+
+        references: dict[str, list[str]] = {name: [] for name in scenes}
+        source = CaptionSource(folder / "captions.json", folder / "images")
+        for example in read_captions([source], Problems("captions", "raise")):
+            references[example.image.name].append(example.response)
+        other = shuffled(list(scenes), self.seed)
+        seen, unseen = caption_scores(captions, scenes), caption_scores({n: captions[other[n]] for n in scenes}, scenes)
+        scores = coco_scores(references, captions)
+        scores |= seen | {f"{name}_shuffled": unseen[name] for name in ("color_shape_f1", "relation_accuracy")}
+
+        asked = ask(scenes, self.question_count, self.seed, KINDS)
+        context = {name: f"{captions[name]} {details[name]}" for name in scenes}
+        answers = self.answer(assistant, asked, images, other, context)
+        for condition, suffix in ((IMAGE, ""), (CAPTION, "_caption"), (BLIND, "_blind")):
+            right = [question.is_right(answer) for question, answer in zip(asked, answers[condition], strict=True)]
+            scores[f"question_accuracy{suffix}"] = sum(right) / len(right)
+            for kind in KINDS:
+                of_kind = [r for r, question in zip(right, asked, strict=True) if question.kind == kind]
+                scores[f"question_accuracy{suffix}_{kind}"] = sum(of_kind) / max(len(of_kind), 1)
+        scores |= {"scenes": len(scenes), "questions": len(asked), "split": "heldout"}
+
+        predictions = [
+            Prediction(name, assistant.caption_prompts[0], captions[name], references[name], image=str(images[name]))
+            for name in scenes
+        ]
+        for condition, texts in answers.items():
+            for question, text in zip(asked, texts, strict=True):
+                shown = images[other[question.name] if condition == BLIND else question.name]
+                said = context[question.name] if condition == CAPTION else ""
+                name = f"{question.name} {question.kind}"
+                predictions.append(
+                    Prediction(name, question.text, text, [question.answer], said, str(shown), condition)
+                )
+        settings = {"caption_prompts": assistant.caption_prompts, "generation": dict(self.generation)}
+        return Results("demo", scores, predictions, settings | {"seed": self.seed})
+
+    def describe(self, assistant: Assistant, images: Mapping[str, Path], prompt: str) -> dict[str, str]:
+        captions = caption_images(assistant, list(images.values()), prompt, **self.generation)
+        return {name: captions[path] for name, path in images.items()}
+
+    def answer(
+        self,
+        assistant: Assistant,
+        asked: Sequence[Question],
+        images: Mapping[str, Path],
+        other: Mapping[str, str],
+        context: Mapping[str, str],
+    ) -> dict[str, list[str]]:
+        """The answers under each condition."""
+        texts = [question.text for question in asked]
+        own = [images[question.name] for question in asked]
+        blind = [images[other[question.name]] for question in asked]
+        told = [context[question.name] for question in asked]
+        return {
+            IMAGE: assistant.generate(texts, own, **self.generation),
+            CAPTION: assistant.generate(texts, inputs=told, **self.generation),
+            BLIND: assistant.generate(texts, blind, **self.generation),
+        }

@@ -1,0 +1,253 @@
+"""The LightningDataModule of joint training (V2 paper, sec 4.2): a caption stream and an instruction stream."""
+
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from lav2.data.loader import ResumableLoader
+from lav2.data.problems import Problems
+from lav2.data.sources import CaptionSource, Example, check_images, read_captions, read_instructions, validation_keys
+from lav2.data.templates import Template
+from lav2.data.tokens import NoRoom, Sample, Samples, collate, encode
+from lav2.errors import UserError
+from lav2.tasks import TASKS
+from lav2.vision.features import FeatureStore, compute_features
+
+MODES = ("max_size_cycle", "min_size")
+NOUNS = {"caption": "captions", "instruction": "instructions"}
+
+
+class JointData(LightningDataModule):
+    """Captions with image features, and instructions, as one resumable stream of batches for each task.
+
+    A training batch is ``{task: batch}`` with a batch from :func:`lav2.data.tokens.collate` for every task. Each task's
+    stream depends on (seed, task, its own data) alone: the instructions come in the same order with captions beside
+    them and without.
+
+    Args:
+        captions: mappings ``{annotations, images, prompt}``; COCO annotation file, image folder, and the instruction
+            (optional, "Generate caption of this image").
+        instructions: paths of Alpaca files, .json or .jsonl.
+        tasks: which of ``caption`` and ``instruction`` to train.
+        template: ``alpaca`` or ``short``.
+        batch_size: samples a batch and device, for each task.
+        max_length: tokens of prompt and response, for each task; longer responses are cut and counted.
+        validation: fraction held out, by image for captions and by question for instructions.
+        seed: of the order and of the split.
+        num_workers: processes that read ahead, for each task.
+        mode: an epoch is as long as the longer (``max_size_cycle``) or the shorter (``min_size``) task.
+        on_error: ``skip`` (name, count and leave out) or ``raise`` at the first bad sample.
+        max_bad: the fraction of bad samples of a task beyond which the run stops.
+        cache_dir: folder for image features.
+
+    Raises:
+        UserError: names everything that is wrong with the arguments, at once.
+    """
+
+    def __init__(
+        self,
+        captions: Sequence[Mapping] = (),
+        instructions: Sequence[str] = (),
+        tasks: Sequence[str] = TASKS,
+        template: str = "alpaca",
+        batch_size: Mapping[str, int] = MappingProxyType({"caption": 32, "instruction": 32}),
+        max_length: Mapping[str, int] = MappingProxyType({"caption": 96, "instruction": 512}),
+        validation: float = 0.05,
+        seed: int = 0,
+        num_workers: int = 0,
+        mode: str = "max_size_cycle",
+        on_error: str = "skip",
+        max_bad: float = 0.05,
+        cache_dir: str = "cache/features",
+        tokenizer=None,
+        encoder=None,
+    ):
+        super().__init__()
+        self.captions, self.instructions, self.tasks = list(captions), list(instructions), list(tasks)
+        self.batch_size, self.max_length = dict(batch_size), dict(max_length)
+        self.validation, self.seed, self.num_workers, self.mode = validation, seed, num_workers, mode
+        self.on_error, self.max_bad, self.cache_dir = on_error, max_bad, cache_dir
+        if faults := self._faults():
+            raise UserError("data: " + "; ".join(faults))
+        self.template = Template(template)
+        self.prepare(tokenizer, encoder)
+        self.problems: dict[str, Problems] = {}
+        self.training: dict[str, Samples] = {}
+        self.held_out: dict[str, Samples] = {}
+
+    def _faults(self) -> list[str]:
+        faults = []
+        if not self.tasks or set(self.tasks) - set(TASKS):
+            faults.append(f"tasks is {self.tasks}; choose from {list(TASKS)}")
+        for task, given in (("caption", self.captions), ("instruction", self.instructions)):
+            if task in self.tasks:
+                faults += [] if given else [f"{NOUNS[task]} is empty; give some or leave {task} out of tasks"]
+                faults += [f"batch_size.{task} must be at least 1"] if self.batch_size.get(task, 0) < 1 else []
+                faults += [f"max_length.{task} must be at least 1"] if self.max_length.get(task, 0) < 1 else []
+        for source in self.captions:
+            if set(source) - {"prompt"} != {"annotations", "images"}:
+                faults.append(f"a captions entry has {sorted(source)}; it takes annotations, images, prompt")
+        if not 0 <= self.validation < 1:
+            faults.append(f"validation is {self.validation}; choose a fraction from 0 to below 1")
+        if not 0 <= self.max_bad <= 1:
+            faults.append(f"max_bad is {self.max_bad}; choose a fraction from 0 to 1")
+        if self.mode not in MODES:
+            faults.append(f"mode is {self.mode!r}; choose one of {', '.join(MODES)}")
+        if self.on_error not in ("skip", "raise"):
+            faults.append(f"on_error is {self.on_error!r}; choose skip or raise")
+        return faults
+
+    def missing_files(self) -> list[str]:
+        """What the tasks need and is not there, one line each; a run checks this before it reads any weight."""
+        files = [source["annotations"] for source in self.captions] if "caption" in self.tasks else []
+        files += self.instructions if "instruction" in self.tasks else []
+        folders = [source["images"] for source in self.captions] if "caption" in self.tasks else []
+        lost = [f"no file {path}" for path in files if not (path and Path(path).is_file())]
+        return lost + [f"no image folder {path}" for path in folders if not (path and Path(path).is_dir())]
+
+    def prepare(self, tokenizer, encoder=None) -> None:
+        """Give the tokenizer and the frozen encoder; without an encoder captions carry no features.
+
+        ``encoder`` is what :func:`lav2.vision.features.compute_features` takes.
+        """
+        self.tokenizer, self.encoder = tokenizer, encoder
+
+    def prepare_data(self) -> None:
+        """On one process of a node: everything, so that the others find the image features ready."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, check, encode and split the data and compute image features, once; print what was found.
+
+        Raises:
+            UserError: a file is missing or unreadable, too many samples are bad, or a task has none.
+        """
+        if self.training:
+            return
+        if self.tokenizer is None:
+            raise RuntimeError("call prepare(tokenizer, encoder) before setup")
+        for task in self.tasks:
+            problems = self.problems[task] = Problems(NOUNS[task], self.on_error, self.max_bad)
+            features = None
+            if task == "caption":
+                examples = read_captions([CaptionSource(**source) for source in self.captions], problems)
+                examples, features = self._with_images(examples, problems)
+            else:
+                examples = read_instructions(self.instructions, problems)
+            training, held_out = self._encode(task, examples, features, problems)
+            if not len(training):
+                raise UserError(f"no {NOUNS[task]} to train on: {problems.summary() or 'the data files hold none'}")
+            self.training[task], self.held_out[task] = training, held_out
+        self.print_summary()
+
+    def _with_images(self, examples: list[Example], problems: Problems) -> tuple[list[Example], FeatureStore | None]:
+        captions = Counter(example.image for example in examples)
+        bad = set()
+
+        def on_bad(path: Path, reason: str) -> None:
+            bad.add(path)
+            problems.add(reason, str(path), samples=captions[path])
+
+        features = None
+        if self.encoder is None:
+            check_images(sorted(captions), on_bad)
+        else:
+            features = compute_features(self.encoder, captions, self.cache_dir, on_bad, num_workers=self.num_workers)
+        return [example for example in examples if example.image not in bad], features
+
+    def _encode(self, task: str, examples: list[Example], features: FeatureStore | None, problems: Problems):
+        """The training and the validation samples of one task."""
+        kept: list[tuple[Example, Sample]] = []
+        for example in track(examples, f"encoding {NOUNS[task]}", disable=rank_zero_only.rank != 0):
+            prompt = self.template.prompt(example.instruction, example.input)
+            try:
+                kept.append((example, encode(self.tokenizer, prompt, example.response, self.max_length[task])))
+            except NoRoom as error:
+                problems.add("prompt without room for a response", f"{example.where}: {error}")
+        keys = validation_keys((example.key for example, _ in kept), self.validation, self.seed)
+
+        def samples(chosen: list[tuple[Example, Sample]]) -> Samples:
+            return Samples([sample for _, sample in chosen], [example.image for example, _ in chosen], features)
+
+        held_out = [pair for pair in kept if pair[0].key in keys]
+        held_out.sort(key=lambda pair: len(pair[1].tokens))  # batches of similar length
+        return samples([pair for pair in kept if pair[0].key not in keys]), samples(held_out)
+
+    def train_dataloader(self) -> CombinedLoader:
+        """``{task: batch}`` a step. Each process draws its own share; the loaders' positions go into checkpoints."""
+        share = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
+        loaders = {}
+        for task in self.tasks:
+            loaders[task] = loader = ResumableLoader(
+                self.training[task],
+                collate,
+                self.batch_size[task],
+                seed=zlib.crc32(f"{self.seed} {task}".encode()),
+                rank=share["rank"],
+                world_size=share["num_replicas"],
+                num_workers=self.num_workers,
+            )
+            if loader.left_over:
+                rank_zero_only(print)(
+                    f"{task}: {loader.left_over} of {len(self.training[task]):,} samples, other ones every epoch, are "
+                    f"left over: {loader.world_size} processes take {loader.batch_size} each"
+                )
+        return CombinedLoader(loaders, self.mode)
+
+    def val_dataloader(self) -> dict[str, DataLoader]:
+        """A plain loader for each task that has held-out samples, to be run one after the other."""
+        return {
+            task: DataLoader(
+                held_out,
+                self.batch_size[task],
+                collate_fn=collate,
+                num_workers=self.num_workers,
+                generator=torch.Generator(),  # else the loader draws from the global one
+            )
+            for task, held_out in self.held_out.items()
+            if len(held_out)
+        }
+
+    def summary(self) -> dict[str, dict]:
+        """For each task: counts of samples, percentiles of tokens a sample, what was truncated, what was skipped."""
+        summary = {}
+        for task in self.tasks:
+            training, held_out = self.training[task], self.held_out[task]
+            lengths = np.concatenate([training.lengths, held_out.lengths])
+            truncated = np.concatenate([training.truncated, held_out.truncated])
+            summary[task] = {
+                "training": len(training),
+                "validation": len(held_out),
+                "tokens": {f"{q}%": int(np.percentile(lengths, q, method="nearest")) for q in (50, 90, 99, 100)},
+                "truncated": int((truncated > 0).sum()),
+                "truncated_tokens": int(truncated.sum()),
+                "skipped": self.problems[task].skipped,
+                "problems": self.problems[task].places,
+            }
+        return summary
+
+    @rank_zero_only
+    def print_summary(self) -> None:
+        """The summary as a table, and a line for each task with bad samples."""
+        table = Table("samples", *self.tasks)
+        for name in ("training", "validation", "skipped", "truncated"):
+            table.add_row(name, *(f"{row[name]:,}" for row in self.summary().values()))
+        tokens = [row["tokens"].values() for row in self.summary().values()]
+        for name, lengths in zip(("median", "90 %", "99 %", "longest"), zip(*tokens, strict=True), strict=True):
+            table.add_row(f"tokens, {name}", *(f"{length:,}" for length in lengths))
+        Console().print(table)
+        for problems in self.problems.values():
+            if problems.skipped:
+                print(problems.summary())
