@@ -130,7 +130,7 @@ def check_optim(cfg: DictConfig) -> None:
     """Build each task's optimizer on a stand-in parameter, so that a wrong value shows now."""
     for task, optim in build_optim(cfg).items():
         try:
-            optim.build(task, [torch.nn.Parameter(torch.zeros(1, 1))])
+            optim.build(task, {"adapter.caption.projector.queries": torch.nn.Parameter(torch.zeros(1, 1))})
         except (TypeError, ValueError) as error:
             raise UserError(f"optim.{task}: {error}") from None
         if not 0 <= optim.warmup < 1 or not 0 <= optim.final <= 1:

@@ -27,8 +27,8 @@ def write_world(folder: str | Path, training: int, held_out: int, instruction_co
     """Draw the world into ``folder``, once; what is there already is left alone.
 
     ``train/`` and ``heldout/`` share no scene. Each holds ``images/``, ``captions.json`` (COCO's format, five
-    references a picture), ``details.json`` (COCO's format, captions of several sentences) and ``scenes.json`` (what is in each
-    picture); ``train/`` also holds ``instructions.json`` (Alpaca's format, language only).
+    references a picture), ``details.json`` (COCO's format, captions of several sentences) and ``scenes.json`` (what is
+    in each picture); ``train/`` also holds ``instructions.json`` (Alpaca's format, language only).
 
     Args:
         training, held_out: numbers of scenes.

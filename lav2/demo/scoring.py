@@ -17,7 +17,8 @@ def caption_scores(captions: Mapping[str, str], scenes: Mapping[str, Scene]) -> 
     ``color_shape_f1``: F1, over all scenes together, of the (color, shape) pairs that the captions name.
     ``color_shape_exact``: the fraction of scenes whose pairs are named all and only.
     ``relation_accuracy``: of the relations that captions state, the fraction that hold (a relation of something that
-    is not there does not); ``relations_stated`` counts them, and ``relation_chance`` is what guessing one of the four gives.
+    is not there does not); ``relations_stated`` counts them, and ``relation_chance`` is what guessing one of the four
+    gives.
     """
     named = there = right = exact = stated = hold = 0
     for name, scene in scenes.items():

@@ -73,19 +73,18 @@ class KVCache:
         return self.key[:, :, :end], self.value[:, :, :end]
 
 
-def rotary(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles at ``positions`` (T,) or (B, T): each (1 or B, 1, T, D/2), fp32."""
+def rotary(positions: Tensor, head_size: int, theta: float) -> Tensor:
+    """The rotary turns at ``positions`` (T,) or (B, T), as unit complex numbers (1 or B, 1, T, D/2)."""
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
     angles = positions.float()[..., None] * theta**-exponents
     angles = angles[:, None] if angles.dim() == 3 else angles[None, None]
-    return angles.cos(), angles.sin()
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (x0, x1), (x2, x3) … of each head of ``x`` (B, H, T, D) by the angles, as Meta's weights expect."""
-    cos, sin = cos_sin
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # each (B, H, T, D/2)
-    return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2).to(x.dtype)
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the pairs (x0, x1), (x2, x3) … of each head of ``x`` (B, H, T, D), as complex numbers: Meta's layout."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, H, T, D/2)
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -104,11 +103,11 @@ class Attention(nn.Module):
         """(B, T, count · D) → (B, count, T, D)."""
         return x.unflatten(-1, (count, -1)).transpose(1, 2)
 
-    def forward(self, x: Tensor, cos_sin, mask: Tensor | None, cache: KVCache | None, hooks: BlockHooks) -> Tensor:
+    def forward(self, x: Tensor, turns, mask: Tensor | None, cache: KVCache | None, hooks: BlockHooks) -> Tensor:
         query = self.heads(hooks.linear("wq", self.wq, x), self.num_heads)
         key = self.heads(hooks.linear("wk", self.wk, x), self.num_kv_heads)
         value = self.heads(hooks.linear("wv", self.wv, x), self.num_kv_heads)
-        query, key = rotate(query, cos_sin), rotate(key, cos_sin)
+        query, key = rotate(query, turns), rotate(key, turns)
         if cache is not None:
             key, value = cache.append(key, value)
         output = F.scaled_dot_product_attention(
@@ -148,9 +147,9 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(
-        self, x: Tensor, cos_sin, mask=None, cache: KVCache | None = None, hooks: BlockHooks = UNCHANGED
+        self, x: Tensor, turns, mask=None, cache: KVCache | None = None, hooks: BlockHooks = UNCHANGED
     ) -> Tensor:
-        x = x + self.attention(hooks.norm("attention_norm", self.attention_norm, x), cos_sin, mask, cache, hooks)
+        x = x + self.attention(hooks.norm("attention_norm", self.attention_norm, x), turns, mask, cache, hooks)
         return x + self.feed_forward(hooks.norm("ffn_norm", self.ffn_norm, x), hooks)
 
 
@@ -196,10 +195,10 @@ class Llama(nn.Module):
         mask = attention_mask(positions, padding)
         if padding is not None:
             positions = (positions - padding[:, None]).clamp(min=0)
-        cos_sin = rotary(positions, self.config.head_size, self.config.rope_theta)
+        turns = rotary(positions, self.config.head_size, self.config.rope_theta)
         x = self.tok_embeddings(tokens)
         for index, layer in enumerate(self.layers):
-            x = layer(x, cos_sin, mask, caches[index] if caches else None, hooks[index])
+            x = layer(x, turns, mask, caches[index] if caches else None, hooks[index])
         return hooks[-1].norm("norm", self.norm, x)
 
     def reset_parameters(self, std: float = 0.02) -> "Llama":

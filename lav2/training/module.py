@@ -54,9 +54,7 @@ class JointModule(LightningModule):
         self.log(f"val/{task}_loss", loss, batch_size=len(batch["tokens"]), add_dataloader_idx=False, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = TaskOptimizers(
-            {task: self.optim[task].build(task, list(owned(self.model, task).values())) for task in self.tasks}
-        )
+        optimizer = TaskOptimizers({task: self.optim[task].build(task, owned(self.model, task)) for task in self.tasks})
         scheduler = schedule(optimizer, self.optim, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lav2.adapter.ownership import part
+
 
 @dataclass
 class TaskOptim:
@@ -21,6 +23,8 @@ class TaskOptim:
 
     Args:
         optimizer: parameters → optimizer, such as ``functools.partial(torch.optim.AdamW, lr=…)``.
+        gate_rate: the gates' learning rate, as a multiple of the others'. A gate starts at zero and is one number: at the
+            common rate a short run ends before it has opened.
         weight_decay: on matrices only. Gates, biases, scales and norms are never decayed: a scale pulled to zero would
             silence its layer.
         warmup: fraction of all steps over which the learning rate rises linearly from 0.
@@ -29,19 +33,26 @@ class TaskOptim:
     """
 
     optimizer: Callable[..., Optimizer]
+    gate_rate: float = 1.0
     weight_decay: float = 0.0
     warmup: float = 0.0
     final: float = 0.0
     clip: float | None = None
 
-    def build(self, task: str, parameters: list[nn.Parameter]) -> Optimizer:
-        matrices = [p for p in parameters if p.dim() > 1]
-        vectors = [p for p in parameters if p.dim() <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": self.weight_decay, "task": task},
-            {"params": vectors, "weight_decay": 0.0, "task": task},
-        ]
-        return self.optimizer([group for group in groups if group["params"]])
+    def build(self, task: str, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
+        """The optimizer of ``task``'s parameters, given by name: one group each of matrices, vectors and gates."""
+        groups: dict[str, dict[str, Any]] = {
+            "matrices": {"params": [], "weight_decay": self.weight_decay, "task": task},
+            "vectors": {"params": [], "weight_decay": 0.0, "task": task},
+            "gates": {"params": [], "weight_decay": 0.0, "task": task},
+        }
+        for name, parameter in parameters.items():
+            kind = "gates" if part(name) == "gates" else "matrices" if parameter.dim() > 1 else "vectors"
+            groups[kind]["params"].append(parameter)
+        optimizer = self.optimizer([group for group in groups.values() if group["params"]])
+        if groups["gates"]["params"]:
+            optimizer.param_groups[-1]["lr"] *= self.gate_rate
+        return optimizer
 
     def factor(self, step: int, total: int) -> float:
         """The learning rate's factor at ``step`` of ``total``: linear warm-up, then half a cosine down to ``final``."""

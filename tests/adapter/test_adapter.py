@@ -78,11 +78,11 @@ def test_ownership_follows_the_paper(adapted):
 def test_prompts_act_in_their_layers_only(adapted, features):
     """Invariant 6: K = 2 first layers read visual prompts, L = 3 last ones adaptation prompts, none both."""
     x = torch.randn(3, 7, 32)
-    cos_sin = rotary(torch.arange(7), 8, 10000.0)
+    turns = rotary(torch.arange(7), 8, 10000.0)
 
     def layers(visual):
         hooks = adapted.bind(visual)
-        return [block(x, cos_sin, hooks=hooks[index]) for index, block in enumerate(adapted.llama.layers)]
+        return [block(x, turns, hooks=hooks[index]) for index, block in enumerate(adapted.llama.layers)]
 
     base = layers(features)
     changed = [not torch.equal(*pair) for pair in zip(base, layers(features + 1), strict=True)]

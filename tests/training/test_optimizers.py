@@ -29,8 +29,18 @@ def gradients(step):
     return [torch.randn(shape, generator=generator) for shape in ((3, 2), (4,))]
 
 
+def named(matrix_and_vector):
+    return dict(
+        zip(
+            ("adapter.caption.projector.queries", "adapter.caption.projector.input.bias"),
+            matrix_and_vector,
+            strict=True,
+        )
+    )
+
+
 def composite(params):
-    return TaskOptimizers({task: SETTINGS[task].build(task, params[task]) for task in SETTINGS})
+    return TaskOptimizers({task: SETTINGS[task].build(task, named(params[task])) for task in SETTINGS})
 
 
 def advance(optimizer, scheduler, params, steps):
@@ -49,7 +59,7 @@ def test_equals_each_optimizer_on_its_own():
     advance(optimizer, schedule(optimizer, SETTINGS, 10), params, range(10))
     for task in SETTINGS:
         alone = {task: parameters()[task]}
-        one = SETTINGS[task].build(task, alone[task])
+        one = SETTINGS[task].build(task, named(alone[task]))
         factor = partial(SETTINGS[task].factor, total=10)
         advance(one, torch.optim.lr_scheduler.LambdaLR(one, factor), alone, range(10))
         assert all(torch.equal(*pair) for pair in zip(params[task], alone[task], strict=True))
@@ -74,6 +84,13 @@ def test_its_state_survives_saving():
         assert all(torch.equal(*pair) for pair in zip(params[task], again[task], strict=True))
 
 
+def test_gates_have_a_rate_of_their_own(adapted):
+    built = TaskOptim(partial(torch.optim.AdamW, lr=1e-3), gate_rate=10).build("caption", owned(adapted, "caption"))
+    rates = {id(p): group["lr"] for group in built.param_groups for p in group["params"]}
+    for name, parameter in owned(adapted, "caption").items():
+        assert rates[id(parameter)] == pytest.approx(1e-2 if ".gates." in name else 1e-3)
+
+
 def test_vectors_are_never_decayed():
     """Gates, biases, scales and norms: a zero gradient leaves them where they are, matrices shrink."""
     params = parameters()
@@ -96,9 +113,7 @@ def test_each_task_is_clipped_by_itself(adapted, monkeypatch):
     """A huge caption gradient must not shrink the instruction group's step."""
     module = JointModule(adapted, SETTINGS)
     monkeypatch.setattr(module, "log", lambda *_: None)
-    optimizer = TaskOptimizers(
-        {task: SETTINGS[task].build(task, list(owned(adapted, task).values())) for task in SETTINGS}
-    )
+    optimizer = TaskOptimizers({task: SETTINGS[task].build(task, owned(adapted, task)) for task in SETTINGS})
     for task, size in (("caption", 1e6), ("instruction", 1e-6)):
         for parameter in optimizer.parameters(task):
             parameter.grad = torch.full_like(parameter, size)

@@ -1,0 +1,50 @@
+"""``make demo``: train V2 jointly on the embedded world, evaluate it on held-out scenes, and show what it sees."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from lav2.cli import CONF, fail, quiet, register_resolvers
+from lav2.demo.evaluation import Scenes
+from lav2.errors import UserError
+from lav2.evaluation.run import evaluate
+from lav2.training.run import train
+
+FOLDER = Path("outputs/demo")
+
+
+def main() -> None:
+    register_resolvers()
+    quiet()
+    start = time.monotonic()
+    # A demo that was stopped goes on; one that came to its end starts anew.
+    stopped = any(FOLDER.glob("checkpoints/*.ckpt")) and not (FOLDER / "report.html").exists()
+    if FOLDER.exists() and not stopped:
+        shutil.rmtree(FOLDER)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        training = compose("train", ["experiment=demo", *([f"resume={FOLDER}"] if stopped else []), *sys.argv[1:]])
+        evaluation = compose("evaluate", ["eval=demo", f"run={FOLDER}"])
+    train(training, FOLDER)
+    scores = evaluate(evaluation)
+    minutes = (time.monotonic() - start) / 60
+    print(
+        f"\nIn {minutes:.1f} minutes, from captions and language-only instructions, V2 learnt to see:\n"
+        f"  {scores['color_shape_f1']:.0%} of colors and shapes named right (F1; {scores['color_shape_f1_shuffled']:.0%} "
+        f"with the images shuffled), {scores['relation_accuracy']:.0%} of the stated relations hold "
+        f"(chance {scores['relation_chance']:.0%})\n"
+        f"  CIDEr {scores['CIDEr']:.2f}, BLEU-4 {scores['Bleu_4']:.2f} on {scores['scenes']} held-out scenes\n"
+        f"  {scores['question_accuracy']:.0%} of questions about images answered right, which it was never trained on "
+        f"({scores['question_accuracy_caption']:.0%} with its own caption as context, "
+        f"{scores['question_accuracy_blind']:.0%} blind)\n"
+        f"Look at {FOLDER / 'report.html'}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        fail(str(error))
