@@ -9,8 +9,10 @@ from lav2.data.problems import Problems
 from lav2.data.sources import CaptionSource, read_captions
 from lav2.demo.data import read_scenes
 from lav2.demo.scoring import Question, ask, caption_scores, shuffled
-from lav2.evaluation.captions import caption_images, require
+from lav2.evaluation.captions import caption_images, caption_samples, require
 from lav2.evaluation.coco import coco_scores
+from lav2.evaluation.report import Answer, Report, Score, add_run
+from lav2.evaluation.report import Question as QuestionCard
 from lav2.evaluation.results import Prediction, Results
 from lav2.inference import Assistant
 
@@ -85,6 +87,39 @@ class Scenes:
         settings = {"caption_prompts": assistant.caption_prompts, "generation": dict(self.generation)}
         return Results("demo", scores, predictions, settings | {"seed": self.seed})
 
+    def report(self, results: Results, run_folder: Path) -> Report:
+        """Scores beside their baselines, pictures with captions, questions with answers, training curves."""
+        scores = results.scores
+
+        def card(name: str, score: str, beside: str = "", baseline: str = "") -> Score:
+            return Score(name, scores[score], note=f"{beside}: {scores[baseline]:.2f}" if beside else "")
+
+        report = Report(
+            "LLaMA-Adapter V2 on the embedded world",
+            f"{scores['scenes']} held-out scenes; trained on captions and language-only instructions, "
+            "never on a question about an image",
+        )
+        report.scores(
+            [
+                card("colors and shapes (F1)", "color_shape_f1", "images shuffled", "color_shape_f1_shuffled"),
+                card("stated relations that hold", "relation_accuracy", "guessing", "relation_chance"),
+                card("questions, from the image", "question_accuracy", "blind", "question_accuracy_blind"),
+                card("questions, own caption as context", "question_accuracy_caption"),
+                card("CIDEr", "CIDEr"),
+                card("BLEU-4", "Bleu_4"),
+            ]
+        )
+        captions = [p for p in results.predictions if not p.condition]
+        report.gallery(caption_samples(captions), title="Captions of scenes it has never seen")
+        report.questions(question_cards(results.predictions), title="Questions it was never trained on")
+        kinds = [
+            [kind, *(scores[f"question_accuracy{way}_{kind}"] for way in ("", "_caption", "_blind"))] for kind in KINDS
+        ]
+        report.table(
+            ["question", "from the image", "own caption as context", "blind"], kinds, title="By kind of question"
+        )
+        return add_run(report, run_folder).details(results.settings)
+
     def describe(self, assistant: Assistant, images: Mapping[str, Path], prompt: str) -> dict[str, str]:
         captions = caption_images(assistant, list(images.values()), prompt, **self.generation)
         return {name: captions[path] for name, path in images.items()}
@@ -107,3 +142,22 @@ class Scenes:
             CAPTION: assistant.generate(texts, inputs=told, **self.generation),
             BLIND: assistant.generate(texts, blind, **self.generation),
         }
+
+
+def question_cards(predictions: Sequence[Prediction]) -> list[QuestionCard]:
+    """One card a question, with the answers under the three conditions."""
+    answers: dict[str, dict[str, Prediction]] = {}
+    for prediction in predictions:
+        if prediction.condition:
+            answers.setdefault(prediction.id, {})[prediction.condition] = prediction
+    cards = []
+    for ways in answers.values():
+        asked = ways[IMAGE]
+        name, kind = asked.id.split(" ")
+        question = Question(name, kind, asked.prompt, asked.references[0])
+        shown = [
+            Answer(label, ways[way].prediction, question.is_right(ways[way].prediction))
+            for way, label in ((IMAGE, "from the image"), (CAPTION, "own caption"), (BLIND, "blind"))
+        ]
+        cards.append(QuestionCard(asked.image, asked.prompt, shown, asked.references[0]))
+    return cards

@@ -10,7 +10,8 @@ from rich.progress import track
 from lav2.data.problems import Problems
 from lav2.data.sources import CaptionSource, image_fault, load_image, read_captions
 from lav2.errors import UserError
-from lav2.evaluation.coco import coco_scores
+from lav2.evaluation.coco import coco_image_scores, coco_scores
+from lav2.evaluation.report import Report, Sample, Score, add_run
 from lav2.evaluation.results import Prediction, Results
 from lav2.inference import Assistant
 
@@ -66,6 +67,13 @@ class CocoCaption:
         settings = {"prompt": prompt, "generation": dict(self.generation), "problems": problems.places}
         return Results("coco_caption", scores | counts, predictions, settings)
 
+    def report(self, results: Results, run_folder: Path) -> Report:
+        """The scores and every picture with its caption, best and worst by CIDEr."""
+        cards = [Score(name, results.scores[name]) for name in ("CIDEr", "Bleu_4", "ROUGE_L", "Bleu_1", "images")]
+        report = Report("COCO captions", f"{self.split}, {results.scores['images']:,} images")
+        report.scores(cards).gallery(caption_samples(results.predictions))
+        return add_run(report, run_folder).details(results.settings)
+
 
 def read_references(source: CocoCaption) -> tuple[dict[Path, list[str]], Problems]:
     """Image → its reference captions; images that cannot be read and empty captions are named and counted."""
@@ -94,3 +102,9 @@ def caption_images(
         batch = images[start : start + batch_size]
         captions |= zip(batch, assistant.generate([prompt] * len(batch), batch, **generation), strict=True)
     return captions
+
+
+def caption_samples(predictions: Sequence[Prediction]) -> list[Sample]:
+    """Captions for a report's gallery, each with its CIDEr."""
+    scores = coco_image_scores({p.id: p.references for p in predictions}, {p.id: p.prediction for p in predictions})
+    return [Sample(p.image, p.prediction, p.references, score=scores[p.id]["CIDEr"]) for p in predictions]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from lav2.data.sources import read_instructions
 from lav2.data.tokens import IGNORE, NoRoom, collate, encode
 from lav2.evaluation.captions import require
 from lav2.evaluation.coco import rouge_l
+from lav2.evaluation.report import Answer, Question, Report, Score, add_run
 from lav2.evaluation.results import Prediction, Results
 from lav2.inference import Assistant
 from lav2.training.loss import response_loss
@@ -90,3 +92,18 @@ class Instructions:
         }
         settings = {"generation": dict(self.generation), "max_length": max_length, "problems": problems.places}
         return Results("instructions", scores, predictions, settings)
+
+    def report(self, results: Results, run_folder: Path) -> Report:
+        """The scores, and each instruction with the answer and the reference."""
+        cards = [Score(name, results.scores[name]) for name in ("loss", "perplexity", "ROUGE_L", "instructions")]
+        questions = [
+            Question(
+                None,
+                "\n\n".join(filter(None, (p.prompt, p.context))),
+                [Answer("answer", p.prediction)],
+                p.references[0],
+            )
+            for p in results.predictions
+        ]
+        report = Report("Instructions", f"{self.split}, {results.scores['instructions']:,} instructions")
+        return add_run(report.scores(cards).questions(questions), run_folder).details(results.settings)

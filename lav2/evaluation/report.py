@@ -7,6 +7,7 @@ script come from ``report.css`` and ``report.js`` beside this module. Whatever t
 import base64
 import csv
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,6 +170,29 @@ class Report:
     def _add(self, title: str, body: str) -> "Report":
         self._sections.append((title, body))
         return self
+
+
+# What the report of a run shows of its metrics.csv: the y axis → the legend's name → the column
+CURVES = {
+    "training loss": {"captions": "train/caption_loss", "instructions": "train/instruction_loss"},
+    "validation loss": {"captions": "val/caption_loss", "instructions": "val/instruction_loss"},
+    "how far the gates have opened": {
+        "visual prompts": "train/visual_gate",
+        "adaptation prompts": "train/adaptation_gate",
+    },
+    "learning rate": {"captions": "train/caption_learning_rate", "instructions": "train/instruction_learning_rate"},
+}
+
+
+def add_run(report: Report, run_folder: Path) -> Report:
+    """Add what a run folder tells of the training: curves, and the table of who owns which parameters."""
+    if (run_folder / "metrics.csv").is_file():
+        report.curves(run_folder / "metrics.csv", CURVES)
+    if (run_folder / "parameters.json").is_file():
+        parts = json.loads((run_folder / "parameters.json").read_text())["parts"]
+        rows = [[row["owner"], row["part"], row["count"], row["bytes"]] for row in parts]
+        report.table(["owner", "part", "parameters", "bytes"], rows, title="Who owns which parameters")
+    return report
 
 
 def _join(parts: Iterable[str]) -> str:

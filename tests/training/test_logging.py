@@ -1,0 +1,69 @@
+"""What a run logs, and sweeps."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lav2.training.callbacks import MetricsFile
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_resumed_run_continues_its_metrics_without_what_it_repeats(tmp_path):
+    first = MetricsFile(tmp_path)
+    for step in range(4):
+        first.log_metrics({"loss": 4.0 - step}, step)
+    first.save()
+    second = MetricsFile(tmp_path)
+    second.log_metrics({"loss": 1.5, "new": 7.0}, 2)
+    second.log_metrics({"more": 8.0}, 2)
+    second.save()
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("0", "4.0"), ("1", "3.0"), ("2", "1.5")]
+    assert rows(tmp_path)[2]["new"] == "7.0" and rows(tmp_path)[2]["more"] == "8.0"
+
+
+def test_wandb_runs_offline_without_a_key(run, monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = run("run", "logger=wandb", "trainer.max_steps=2")
+    written = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(written) == 1 and b"train/caption_loss" in written[0].read_bytes()
+    assert len(rows(folder)) == 2  # metrics.csv is there all the same
+
+
+def test_a_sweep_gives_each_value_a_run_folder(world, tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "train.py",
+            "-m",
+            "experiment=demo",
+            "debug=fast",
+            "adapter.prompt_layers=1,2",
+            f"data.folder={world}",
+            "data.training=48",
+            "data.held_out=12",
+            "data.instruction_count=120",
+            "data.world_seed=5",
+            f"data.cache_dir={world.parent / 'features'}",
+            "data.batch_size={caption: 8, instruction: 4}",
+            f"hydra.sweep.dir={tmp_path}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    stored = [(tmp_path / job / "config.yaml").read_text() for job in ("0", "1")]
+    assert "prompt_layers: 1" in stored[0] and "prompt_layers: 2" in stored[1]
+    assert all((tmp_path / job / "adapter" / "adapter_model.safetensors").is_file() for job in ("0", "1"))
