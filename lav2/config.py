@@ -118,9 +118,7 @@ def problems(cfg: DictConfig) -> list[str]:
                 f"no tokenizer at {tokenizer_path(cfg)}: set llama.tokenizer to a SentencePiece tokenizer.model"
             )
         if "caption" in cfg.tasks and not (cfg.vision.weights and Path(cfg.vision.weights).is_file()):
-            found.append(
-                f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}"
-            )
+            found.append(f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}")
         data = attempt(build_data, cfg)
         found.extend(f"data: {line}" for line in (data.missing_files() if data else []))
     return found

@@ -8,7 +8,6 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from lav2.cli import CONF, fail, quiet, register_resolvers
-from lav2.demo.evaluation import Scenes
 from lav2.errors import UserError
 from lav2.evaluation.run import evaluate
 from lav2.training.run import train
@@ -29,11 +28,13 @@ def main() -> None:
         evaluation = compose("evaluate", ["eval=demo", f"run={FOLDER}"])
     train(training, FOLDER)
     scores = evaluate(evaluation)
+    shutil.copyfile(FOLDER / "evaluation" / "demo" / "report.html", FOLDER / "report.html")
     minutes = (time.monotonic() - start) / 60
     print(
         f"\nIn {minutes:.1f} minutes, from captions and language-only instructions, V2 learnt to see:\n"
-        f"  {scores['color_shape_f1']:.0%} of colors and shapes named right (F1; {scores['color_shape_f1_shuffled']:.0%} "
-        f"with the images shuffled), {scores['relation_accuracy']:.0%} of the stated relations hold "
+        f"  {scores['color_shape_f1']:.0%} of colors and shapes named right (F1; "
+        f"{scores['color_shape_f1_shuffled']:.0%} with the images shuffled), "
+        f"{scores['relation_accuracy']:.0%} of the stated relations hold "
         f"(chance {scores['relation_chance']:.0%})\n"
         f"  CIDEr {scores['CIDEr']:.2f}, BLEU-4 {scores['Bleu_4']:.2f} on {scores['scenes']} held-out scenes\n"
         f"  {scores['question_accuracy']:.0%} of questions about images answered right, which it was never trained on "

@@ -1,6 +1,7 @@
 """The embedded world on disk, in the formats real data has, so that training on it takes real data's path."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -13,13 +14,14 @@ from typing import Any
 
 from rich.progress import track
 
-from lav2.data.sources import CAPTION_PROMPT
-from lav2.demo.language import captions, details, instructions
+from lav2.demo import language, world
+from lav2.demo.language import DESCRIBE, DETAIL, captions, details, instructions
 from lav2.demo.world import Item, Scene, Sign, render, sample_scenes
 from lav2.errors import UserError
 from lav2.training.data import JointData
 
-DETAIL_PROMPT = "Describe the image in detail"
+# The code that decides what a world looks like: a world drawn by other code is drawn again
+MAKERS = [Path(module.__file__) for module in (language, world)]
 PICTURE_SIZE = 224  # pixels: large enough for a person and an OCR
 
 
@@ -37,6 +39,7 @@ def write_world(folder: str | Path, training: int, held_out: int, instruction_co
     """
     folder = Path(folder)
     settings = {"training": training, "held_out": held_out, "instructions": instruction_count, "seed": seed}
+    settings["made_by"] = hashlib.sha256(b"".join(path.read_bytes() for path in MAKERS)).hexdigest()[:16]
     stamp = folder / "world.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == settings:
         return folder
@@ -103,8 +106,8 @@ class WorldData(JointData):
         self.draw = partial(write_world, folder, training, held_out, instruction_count, world_seed)
         train = self.folder / "train"
         sources: Sequence[dict[str, str]] = [
-            {"annotations": str(train / "captions.json"), "images": str(train / "images"), "prompt": CAPTION_PROMPT},
-            {"annotations": str(train / "details.json"), "images": str(train / "images"), "prompt": DETAIL_PROMPT},
+            {"annotations": str(train / "captions.json"), "images": str(train / "images"), "prompt": DESCRIBE},
+            {"annotations": str(train / "details.json"), "images": str(train / "images"), "prompt": DETAIL},
         ]
         super().__init__(captions=sources, instructions=[str(train / "instructions.json")], **settings)
 

@@ -1,6 +1,7 @@
 """What a run writes into its folder while it trains."""
 
 import csv
+import netrc
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -72,11 +73,20 @@ def loggers(folder: str | Path, wandb: dict[str, Any] | None = None) -> list[Log
     """
     made: list[Logger] = [MetricsFile(folder)]
     if wandb is not None:
-        from wandb import api
-
-        offline = "WANDB_MODE" not in os.environ and api.api_key is None
+        offline = "WANDB_MODE" not in os.environ and not has_wandb_key()
         made.append(WandbLogger(save_dir=folder, offline=offline, log_model=False, **wandb))
     return made
+
+
+def has_wandb_key() -> bool:
+    """Whether wandb would find a key without asking: in WANDB_API_KEY or, after ``wandb login``, in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
 
 
 class AdapterFolder(Callback):

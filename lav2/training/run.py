@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -88,7 +89,12 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         write_parameters(model, folder)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     module = JointModule(model, build_optim(cfg), cfg.tasks)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # else the next run of a sweep would write into this one
     return {name: float(value) for name, value in trainer.logged_metrics.items()}
 
 
