@@ -26,6 +26,7 @@ QUESTION_FORMS = {
     "count": ("How many shapes are there?", "How many shapes do we see?"),
     "sign": ("What does the sign say?", "What is written on the sign?"),
 }
+QUESTION_WEIGHTS = {"color": 4, "where": 4, "there": 3, "shape": 2}  # of the kinds in training texts; others 1
 
 
 def article(word: str) -> str:
@@ -203,9 +204,10 @@ def vary_sign(scene: Scene, rng: random.Random) -> Scene:
 
 
 def pick_question(scene: Scene, rng: random.Random, text: str) -> tuple[str, str, str]:
-    """One question `text` answers, each kind equally often."""
+    """One question `text` answers; the kinds that take the most reading are asked more often."""
     asked = questions(scene, rng, text)
-    kind = rng.choice(sorted({kind for kind, _, _ in asked}))
+    kinds = sorted({kind for kind, _, _ in asked})
+    kind = rng.choices(kinds, weights=[QUESTION_WEIGHTS.get(kind, 1) for kind in kinds])[0]
     return rng.choice([one for one in asked if one[0] == kind])
 
 

@@ -23,8 +23,8 @@ class TaskOptim:
 
     Args:
         optimizer: parameters → optimizer, such as ``functools.partial(torch.optim.AdamW, lr=…)``.
-        gate_rate: the gates' learning rate, as a multiple of the others'. A gate starts at zero and is one number: at the
-            common rate a short run ends before it has opened.
+        gate_rate: the gates' learning rate, as a multiple of the others'. A gate starts at zero and is one number:
+            at the common rate a short run ends before it has opened.
         weight_decay: on matrices only. Gates, biases, scales and norms are never decayed: a scale pulled to zero would
             silence its layer.
         warmup: fraction of all steps over which the learning rate rises linearly from 0.
