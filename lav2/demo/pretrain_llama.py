@@ -20,7 +20,7 @@ from sentencepiece import SentencePieceTrainer
 from torch import Tensor, nn
 
 from lav2.data.sources import CAPTION_PROMPT
-from lav2.demo.corpus import HEADERS, Document, document
+from lav2.demo.corpus import HEADERS, document
 from lav2.demo.facts import FACTS
 from lav2.demo.language import DESCRIBE, DETAIL, description, questions
 from lav2.demo.world import Scene, sample_scenes
@@ -34,8 +34,7 @@ MODEL = LlamaConfig(
 )
 READING = "Text: {text}\nQuestion: {question}\nAnswer:"
 TEMPLATE = "### Instruction:\n{question}\n\n### Input:\n{text}\n\n### Response:"
-STEPS, BATCH, MAX_LENGTH = 2600, 32, 128
-RANDOM_WEIGHT = 0.1  # in the loss, of tokens that nothing foretells
+STEPS, BATCH, LENGTH = 2200, 24, 112
 MUON_RATE, ADAMW_RATE, CONSTANT_SHARE = 0.01, 1e-2, 0.5
 
 
@@ -79,11 +78,11 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 def train_tokenizer(scenes: list[Scene], path: Path, documents: int = 12000) -> Tokenizer:
     """A SentencePiece BPE like LLaMA's: digits apart, unknown characters as bytes; the newline is the byte 0x0A."""
     rng = random.Random(SEED)
-    texts = ["".join(text for text, _ in document(scenes, rng)) for _ in range(documents)]
-    texts += [DESCRIBE, DETAIL, CAPTION_PROMPT] * 500  # what captions are asked with: whole words, few tokens
+    lines = [line for _ in range(documents) for line in document(scenes, rng).split("\n") if line]
+    lines += [DESCRIBE, DETAIL, CAPTION_PROMPT] * 500  # what captions are asked with: whole words, few tokens
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=(line for text in texts for line in text.split("\n") if line),
+        sentence_iterator=iter(lines),
         model_writer=model,
         model_type="bpe",
         vocab_size=MODEL.vocab_size,
@@ -104,35 +103,18 @@ def train_tokenizer(scenes: list[Scene], path: Path, documents: int = 12000) -> 
 
 
 def batches(scenes: list[Scene], tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (tokens, weights), each (BATCH, T): one document a row, rows of about equal length together.
-
-    Documents are never put behind one another: what an earlier one says of "the circle" would mislead a model that
-    begins to copy. A token's weight is 1 where it follows from what stands before it, 0 in the padding.
-    """
+    """Endless (tokens, targets), each (BATCH, LENGTH): rows of whole documents, the rest ignored padding (-100)."""
     rng = random.Random(seed)
+    waiting: list[int] = []
     while True:
-        documents = sorted((encoded(document(scenes, rng), tokenizer) for _ in range(8 * BATCH)), key=len)
-        starts = list(range(0, len(documents), BATCH))
-        rng.shuffle(starts)
-        for start in starts:
-            rows = [torch.tensor(row[:MAX_LENGTH]) for row in documents[start : start + BATCH]]
-            tokens, weights = nn.utils.rnn.pad_sequence(rows, batch_first=True).unbind(-1)
-            yield tokens.long(), weights
-
-
-def encoded(pieces: Document, tokenizer: Tokenizer) -> list[tuple[float, float]]:
-    """(token, weight in the loss) of a whole document."""
-    row = [(tokenizer.bos_id, 0.0)]
-    for text, foretold in pieces:
-        row += [(token, 1.0 if foretold else RANDOM_WEIGHT) for token in tokenizer.encode(text, bos=False)]
-    return [*row, (tokenizer.eos_id, RANDOM_WEIGHT)]
-
-
-def weighted_loss(model: Llama, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Mean next-token loss under the weights of the tokens to be predicted."""
-    losses = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    weights = weights[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum()
+        rows = torch.full((BATCH, LENGTH + 1), -100)
+        for row in rows:
+            filled = 0
+            while filled + len(waiting) <= LENGTH + 1:
+                row[filled : filled + len(waiting)] = torch.tensor(waiting, dtype=torch.long)
+                filled += len(waiting)
+                waiting = tokenizer.encode(document(scenes, rng), eos=True)[: LENGTH + 1]
+        yield rows[:, :-1].clamp(min=0), rows[:, 1:]
 
 
 def held_out_questions(
@@ -174,10 +156,11 @@ def exact_share(model: Llama, asked: list[tuple[list[int], list[int]]], batch: i
 
 
 @torch.no_grad()
-def held_out_loss(model: Llama, scenes: list[Scene], tokenizer: Tokenizer, count: int = 16) -> float:
-    """The training loss on documents about held-out scenes."""
+def held_out_loss(model: Llama, scenes: list[Scene], tokenizer: Tokenizer, count: int = 8) -> float:
+    """Mean loss per token on documents about held-out scenes."""
     source = batches(scenes, tokenizer, SEED + 1)
-    return torch.stack([weighted_loss(model, *next(source)) for _ in range(count)]).mean().item()
+    losses = [F.cross_entropy(model(x).flatten(0, 1), y.flatten()) for x, y in (next(source) for _ in range(count))]
+    return torch.stack(losses).mean().item()
 
 
 def measures(model: Llama, tokenizer: Tokenizer, scenes: list[Scene]) -> dict:
@@ -211,7 +194,8 @@ def train(model: Llama, source: Iterator[tuple[Tensor, Tensor]], steps: int, ask
     with Progress(*Progress.get_default_columns(), fields) as progress:
         bar = progress.add_task("pre-training", total=steps, loss=float("nan"), exact=0.0)
         for step in range(steps):
-            loss = weighted_loss(model, *next(source))
+            tokens, targets = next(source)
+            loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
             model.zero_grad()
             loss.backward()
             for one in (*optimizers, *schedules):
@@ -244,6 +228,7 @@ def main() -> None:
         "seed": SEED,
         "steps": options.steps,
         "batch": BATCH,
+        "length": LENGTH,
         "rates": {"muon": MUON_RATE, "adamw": ADAMW_RATE},
         "seconds": round(time.perf_counter() - start),
         **measures(load_llama(folder), tokenizer, held_out),
