@@ -18,7 +18,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	@echo "installing what lav2 needs; torch is large, this takes a while"
 	$(VENV)/bin/python -m pip install --progress-bar on --requirement requirements.txt
-	$(VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)/bin/python -m pip install --quiet --quiet --no-deps --editable .
 	@touch $@
 
 $(VENV)/tested: $(VENV)/installed tests/requirements.txt
@@ -42,7 +42,7 @@ format: $(VENV)/tested ## put the code into form
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-demo-weights: install ## pre-train the embedded world's LLaMA and vision encoder anew (about an hour; they are committed)
+demo-weights: install ## pre-train the embedded world's LLaMA and vision encoder anew (half an hour; they are committed)
 	$(RUN) -m lav2.demo.pretrain_vision
 	$(RUN) -m lav2.demo.pretrain_llama
 

@@ -1,12 +1,13 @@
 """What ``train.py`` and ``evaluate.py`` share: Hydra in front, one clear line for a user's mistake, exit code 2."""
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
@@ -17,6 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lav2.errors import UserError
 
+DISK_ERRORS = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission to write",
+    errno.EROFS: "the disk is read-only",
+}
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -35,31 +42,44 @@ def register_resolvers() -> None:
 def run(task: Callable[[DictConfig], object], config_name: str) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line and call ``task`` with it.
 
-    A :class:`UserError`, a mistake in an override and a full disk end with one line on stderr and exit code 2; any
-    other exception is a defect of ours and keeps its traceback.
+    Mistakes end the program as :func:`clear_errors` says.
     """
     register_resolvers()
     quiet()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach the handlers below instead of Hydra's printer
 
     @functools.wraps(task)
-    def guarded(cfg: DictConfig) -> object:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+    def started(cfg: DictConfig) -> object:
         try:
-            return task(cfg)
-        except UserError as error:
+            with clear_errors():  # inside of Hydra, which would print a line of its own about the job
+                return task(cfg)
+        except SystemExit:
+            folder = Path(HydraConfig.get().runtime.output_dir)
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()  # Hydra made it; a run that never began leaves nothing behind
-            fail(str(error))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            fail(f"no space left on the disk of {folder}: free some, then go on with resume={folder}")
+            raise
 
+    with clear_errors():
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(started)()
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """End the program with one line on stderr and exit code 2 on a user's mistake or a disk that takes no more.
+
+    Any other exception is a defect of ours and keeps its traceback.
+    """
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+        yield
+    except UserError as error:
+        fail(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         fail(one_line(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        fail(f"{DISK_ERRORS[error.errno]}{where}: mend it or choose another folder, then resume the run or start anew")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -68,7 +88,8 @@ def quiet() -> None:
     """Leave out what libraries say about themselves; their warnings stay."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def one_line(error: Exception) -> str:

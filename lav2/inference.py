@@ -18,16 +18,24 @@ from lav2.vision import VisionEncoder
 Picture = str | Path | Image.Image
 
 
-def load(folder: str | Path, base: str | Path | None = None, dtype: torch.dtype = torch.float32) -> "Assistant":
+def load(
+    folder: str | Path,
+    base: str | Path | None = None,
+    vision_weights: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+) -> "Assistant":
     """A trained adapter on its base model.
 
     Args:
         folder: an adapter folder, or a run folder that holds one.
         base: the base model's folder; default: where it was when the adapter was trained.
+        vision_weights: the image encoder's weights; default: likewise.
         dtype: of the base weights.
+        device: where to run; default: a GPU if there is one.
 
     Raises:
-        UserError: something is missing, or the base is not the one the adapter was trained on.
+        UserError: something is missing, or the base or the encoder is not the one the adapter was trained with.
     """
     folder = Path(folder)
     folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
@@ -35,8 +43,17 @@ def load(folder: str | Path, base: str | Path | None = None, dtype: torch.dtype 
     base = Path(base or config["base_path"])
     if not base.exists():
         raise UserError(f"no base model at {base}: give the folder of the LLaMA that {folder} was trained on as base=")
-    model = load_adapter(folder, load_llama(base, dtype))
-    encoder = VisionEncoder(**config["vision"]) if config["vision"] else None
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    encoder = None
+    if vision := config["vision"]:
+        encoder = VisionEncoder(**vision | ({"weights": vision_weights} if vision_weights else {}))
+        if encoder.fingerprint != config["vision_fingerprint"]:
+            raise UserError(
+                f"the image encoder {vision['name']} with {vision_weights or vision['weights']} is not the one that "
+                f"{folder} was trained with: give its weights as vision_weights="
+            )
+        encoder.to(device)
+    model = load_adapter(folder, load_llama(base, dtype)).to(device)
     tokenizer = Tokenizer(config["tokenizer"] if Path(config["tokenizer"]).exists() else base / "tokenizer.model")
     return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
 
@@ -74,7 +91,7 @@ class Assistant:
             images: a path or PIL image for each row, ``None`` for a row without one.
             inputs: the template's ``### Input:`` for each row: context in words, for example an expert's.
             max_new_tokens, temperature, top_p, seed: see :func:`lav2.llama.generation.generate`.
-            batch_size: rows generated together; it does not change the answers.
+            batch_size: rows generated together; it does not change greedy answers.
 
         Raises:
             UserError: the lists differ in length, an image cannot be read, or a prompt is too long.
@@ -126,4 +143,10 @@ class Assistant:
                     image = load_image(Path(image))
                 except OSError as error:
                     raise UserError(f"cannot read the image {image}: {error}") from None
-            yield self.encoder(self.encoder.preprocess(image)[None])[0]
+            pixels = self.encoder.preprocess(image)[None].to(self.device)
+            yield self.encoder(pixels)[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.model.llama.tok_embeddings.weight.device

@@ -1,5 +1,6 @@
 """What the paper leaves open, as values with a default (V2 paper, sec 3-4)."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -68,10 +69,13 @@ class AdapterConfig:
         """Build from plain values, as they stand in YAML or JSON.
 
         Raises:
-            UserError: a key is unknown.
+            UserError: a key is unknown, or ``projector`` is no mapping.
         """
         values = dict(values)
-        projector = dict(values.pop("projector", None) or {})
+        projector = values.pop("projector", {})
+        if not isinstance(projector, Mapping):
+            names = ", ".join(f.name for f in fields(ProjectorConfig))
+            raise UserError(f"adapter.projector is {projector!r}; it must be a mapping of {names}")
         for kind, given, known in (("adapter", values, cls), ("adapter.projector", projector, ProjectorConfig)):
             names = [f.name for f in fields(known)]
             if unknown := sorted(given.keys() - set(names)):
@@ -85,20 +89,29 @@ class AdapterConfig:
         """L, with the paper's N - 1 for ``None``."""
         return llama.num_layers - 1 if self.prompt_layers is None else self.prompt_layers
 
-    def problems(self, llama: LlamaConfig) -> list[str]:
-        """Everything that is wrong with this adapter on that LLaMA, one line each."""
+    def wrong_values(self) -> list[str]:
+        """Every setting whose value is wrong on any LLaMA, one line each."""
         found = []
         for owner, prefix in ((self, "adapter"), (self.projector, "adapter.projector")):
             for f in fields(owner):
                 value = getattr(owner, f.name)
                 if f.name in CHOICES and value not in CHOICES[f.name]:
                     found.append(f"{prefix}.{f.name} is {value!r}; choose one of {', '.join(CHOICES[f.name])}")
-                if f.type is int and (not isinstance(value, int) or value < 0):
-                    found.append(f"{prefix}.{f.name} is {value!r}; it must be a whole number, 0 or more")
-        if found:
+                if f.type is bool and not isinstance(value, bool):
+                    found.append(f"{prefix}.{f.name} is {value!r}; it must be true or false")
+                least = 1 if f.name == "width" else 0
+                if f.type is int and (type(value) is not int or value < least):  # a bool is no count
+                    found.append(f"{prefix}.{f.name} is {value!r}; it must be a whole number, {least} or more")
+        if self.prompt_layers is not None and (type(self.prompt_layers) is not int or self.prompt_layers < 0):
+            found.append(f"adapter.prompt_layers is {self.prompt_layers!r}; it must be a whole number, or null for N - 1")
+        return found
+
+    def problems(self, llama: LlamaConfig) -> list[str]:
+        """Everything that is wrong with this adapter on that LLaMA, one line each."""
+        if found := self.wrong_values():
             return found
         layers, first, last = llama.num_layers, self.visual_layers, self.last_layers(llama)
-        if not isinstance(last, int) or not 0 <= last <= layers:
+        if last > layers:
             found.append(f"adapter.prompt_layers is {last!r}; this LLaMA has {layers} layers")
         elif first > layers - last:
             found.append(

@@ -11,7 +11,7 @@ class LinearTuning(nn.Module):
     """A scale, one at the start, and a bias, zero at the start, around a frozen linear layer (Eq. 1).
 
     ``scale="output"`` is the paper's ``y = s · (W x + b)``; ``"input"`` is ``y = W (s · x) + b``, as in the authors'
-    65B chat code.
+    65B chat code. Both act in fp32 whatever the dtype of ``x``: bf16 would round a scale of 1.002 to 1.
     """
 
     def __init__(self, linear: nn.Linear, bias: bool, scale: str):
@@ -23,11 +23,13 @@ class LinearTuning(nn.Module):
 
     def forward(self, linear: nn.Linear, x: Tensor, train: bool = True) -> Tensor:
         """The tuned linear layer on ``x`` (…, in) → (…, out); with ``train=False`` scale and bias get no gradient."""
-        scale = None if self.scale is None else used(self.scale, train).to(x.dtype)
-        y = linear(x * scale if self.scale_side == "input" else x)
-        if self.bias is not None:
-            y = y + used(self.bias, train).to(y.dtype)
-        return y * scale if self.scale_side == "output" else y
+        scale = None if self.scale is None else used(self.scale, train).float()
+        # a product or sum of bf16 with an fp32 tensor is fp32
+        y = linear((x * scale).to(x.dtype) if self.scale_side == "input" else x)
+        tuned = y if self.bias is None else y + used(self.bias, train).float()
+        if self.scale_side == "output":
+            tuned = tuned * scale
+        return tuned.to(y.dtype)
 
     @torch.no_grad()
     def fold(self, linear: nn.Linear) -> nn.Linear:

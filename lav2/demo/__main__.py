@@ -7,8 +7,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from lav2.cli import CONF, fail, quiet, register_resolvers
-from lav2.errors import UserError
+from lav2.cli import CONF, clear_errors, quiet, register_resolvers
 from lav2.evaluation.run import evaluate
 from lav2.training.run import train
 
@@ -45,7 +44,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with clear_errors():
         main()
-    except UserError as error:
-        fail(str(error))

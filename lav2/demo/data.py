@@ -45,14 +45,17 @@ def write_world(folder: str | Path, training: int, held_out: int, instruction_co
         return folder
     if folder.exists() and not stamp.is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something other than the embedded world; set data.folder to a new folder")
-    shutil.rmtree(folder, ignore_errors=True)
+    drawn = folder.with_name(f".{folder.name}-drawing")  # renamed when complete: what is there is whole
+    shutil.rmtree(drawn, ignore_errors=True)
     unseen = sample_scenes(held_out, seed + 1)  # first, so that rare kinds of scenes are held out as well
     scenes = sample_scenes(training, seed, exclude=frozenset(unseen))
-    write_split(folder / "heldout", unseen, seed + 1)
-    write_split(folder / "train", scenes, seed)
+    write_split(drawn / "heldout", unseen, seed + 1)
+    write_split(drawn / "train", scenes, seed)
     told = instructions(scenes, instruction_count, seed)
-    (folder / "train" / "instructions.json").write_text(json.dumps(told, indent=1))
-    stamp.write_text(json.dumps(settings))
+    (drawn / "train" / "instructions.json").write_text(json.dumps(told, indent=1))
+    (drawn / stamp.name).write_text(json.dumps(settings))
+    shutil.rmtree(folder, ignore_errors=True)
+    drawn.rename(folder)
     return folder
 
 

@@ -16,15 +16,17 @@ from lav2.evaluation.report import Question as QuestionCard
 from lav2.evaluation.results import Prediction, Results
 from lav2.inference import Assistant
 
-# Training never asks any of these about an image; "sign" is left out, for the encoder is too coarse to read.
-KINDS = ("color", "shape", "size", "where", "count", "there")
+# Training never asks any of these about an image. Questions with two possible answers are scored apart, since half of
+# them come right by guessing; "sign" is left out, for the encoder is too coarse to read.
+KINDS = {"question": ("color", "shape", "where"), "two_way": ("size", "count", "there")}
 # A question is asked in three ways; each is a condition in predictions.jsonl and a score.
 IMAGE, CAPTION, BLIND = "image", "caption", "blind"
+SUFFIXES = {IMAGE: "", CAPTION: "_caption", BLIND: "_blind"}
 
 
 @dataclass
 class Scenes:
-    """Captions of held-out scenes, and zero-shot questions about them.
+    """Captions of held-out scenes, and zero-shot questions about them: open ones, and two-way ones apart.
 
     Captions get COCO's scores and those of :func:`lav2.demo.scoring.caption_scores`, also with the images shuffled
     among the scenes (``…_shuffled``). ``question_accuracy`` is of answers from the image alone, ``…_caption`` of
@@ -33,7 +35,7 @@ class Scenes:
 
     Args:
         folder: ``heldout/`` of a world (:func:`lav2.demo.data.write_world`).
-        question_count: how many questions, one a scene.
+        question_count: how many open questions, and half as many two-way ones; one of each a scene.
         generation: settings of :meth:`lav2.inference.Assistant.generate`.
         seed: of the choice of questions and of the shuffling.
     """
@@ -61,16 +63,20 @@ class Scenes:
         scores = coco_scores(references, captions)
         scores |= seen | {f"{name}_shuffled": unseen[name] for name in ("color_shape_f1", "relation_accuracy")}
 
-        asked = ask(scenes, self.question_count, self.seed, KINDS)
+        groups = {
+            "question": ask(scenes, self.question_count, self.seed, KINDS["question"]),
+            "two_way": ask(scenes, self.question_count // 2, self.seed, KINDS["two_way"]),
+        }
+        asked = [question for group in groups.values() for question in group]
         context = {name: f"{captions[name]} {details[name]}" for name in scenes}
         answers = self.answer(assistant, asked, images, other, context)
-        for condition, suffix in ((IMAGE, ""), (CAPTION, "_caption"), (BLIND, "_blind")):
-            right = [question.is_right(answer) for question, answer in zip(asked, answers[condition], strict=True)]
-            scores[f"question_accuracy{suffix}"] = sum(right) / len(right)
-            for kind in KINDS:
-                of_kind = [r for r, question in zip(right, asked, strict=True) if question.kind == kind]
-                scores[f"question_accuracy{suffix}_{kind}"] = sum(of_kind) / max(len(of_kind), 1)
-        scores |= {"scenes": len(scenes), "questions": len(asked), "split": "heldout"}
+        for condition, suffix in SUFFIXES.items():
+            pairs = list(zip(asked, answers[condition], strict=True))
+            for group, kinds in KINDS.items():
+                scores[f"{group}_accuracy{suffix}"] = accuracy(pairs, kinds)
+                scores |= {f"{group}_accuracy{suffix}_{kind}": accuracy(pairs, (kind,)) for kind in kinds}
+        scores |= {"scenes": len(scenes)} | {f"{group}s": len(members) for group, members in groups.items()}
+        scores["split"] = "heldout"
 
         predictions = [
             Prediction(name, assistant.caption_prompts[0], captions[name], references[name], image=str(images[name]))
@@ -113,7 +119,9 @@ class Scenes:
         report.gallery(caption_samples(captions), title="Captions of scenes it has never seen")
         report.questions(question_cards(results.predictions), title="Questions it was never trained on")
         kinds = [
-            [kind, *(scores[f"question_accuracy{way}_{kind}"] for way in ("", "_caption", "_blind"))] for kind in KINDS
+            [kind, *(scores[f"{group}_accuracy{suffix}_{kind}"] for suffix in SUFFIXES.values())]
+            for group, members in KINDS.items()
+            for kind in members
         ]
         report.table(
             ["question", "from the image", "own caption as context", "blind"], kinds, title="By kind of question"
@@ -142,6 +150,12 @@ class Scenes:
             CAPTION: assistant.generate(texts, inputs=told, **self.generation),
             BLIND: assistant.generate(texts, blind, **self.generation),
         }
+
+
+def accuracy(answers: Sequence[tuple[Question, str]], kinds: Sequence[str]) -> float:
+    """The fraction of right answers among the questions of ``kinds``."""
+    right = [question.is_right(answer) for question, answer in answers if question.kind in kinds]
+    return sum(right) / max(len(right), 1)
 
 
 def question_cards(predictions: Sequence[Prediction]) -> list[QuestionCard]:

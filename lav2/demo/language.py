@@ -76,9 +76,9 @@ def captions(scene: Scene, rng: random.Random) -> list[str]:
 
 
 def details(scene: Scene, rng: random.Random) -> list[str]:
-    """Two or three detailed captions: two to four true sentences each, in random order, in the very form of answers."""
+    """Six detailed captions: one to four true sentences each, in random order, in the very form of answers."""
     known = statements(scene)
-    return [" ".join(rng.sample(known, rng.randint(2, 4))) for _ in range(rng.randint(2, 3))]
+    return [" ".join(rng.sample(known, rng.randint(1, 4))) for _ in range(6)]
 
 
 def statements(scene: Scene) -> list[str]:

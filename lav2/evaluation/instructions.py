@@ -48,7 +48,7 @@ class Instructions:
         problems = Problems("instructions", self.on_error, self.max_bad)
         examples = read_instructions(self.files, problems)
         if self.limit is not None:
-            examples = examples[:: max(1, len(examples) // self.limit)][: self.limit]
+            examples = examples[:: max(1, len(examples) // max(1, self.limit))][: self.limit]
         max_length = min(self.max_length, assistant.model.llama.config.max_length)
         kept, samples = [], []
         for example in examples:
@@ -62,7 +62,7 @@ class Instructions:
         nats = tokens = 0.0
         batch_size = self.generation.get("batch_size", 32)
         for start in track(range(0, len(samples), batch_size), "reading references"):
-            batch = collate(samples[start : start + batch_size])
+            batch = {k: v.to(assistant.device) for k, v in collate(samples[start : start + batch_size]).items()}
             count = int((batch["labels"][:, 1:] != IGNORE).sum())
             with torch.inference_mode():
                 nats += float(response_loss(assistant.model, batch, None)) * count

@@ -24,7 +24,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if not (folder / "adapter").is_dir():
         raise UserError(f"run={folder}: no run folder there (adapter/ is missing)")
     task = construct("eval", cfg.eval)
-    results = task.run(load(folder, cfg.base, DTYPES[cfg.dtype]))
+    results = task.run(load(folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype]))
     results.settings |= {"eval": OmegaConf.to_container(cfg.eval, resolve=True), "dtype": cfg.dtype}
     where = results.write(folder)
     task.report(results, folder).write(where / "report.html")

@@ -23,8 +23,8 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt until EOS, ``max_new_tokens`` or the model's ``max_length``.
 
-    Prompts of unequal length are padded on the left, so that one cache serves all rows; what a row gives does not
-    depend on its neighbours.
+    Prompts of unequal length are padded on the left, so that one cache serves all rows; a greedy answer does not depend
+    on the row's neighbours.
 
     Args:
         llama: the language model.

@@ -7,9 +7,11 @@ key rows stand in another order than Meta's (halves instead of pairs), hence the
 import hashlib
 import json
 import shutil
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -46,20 +48,21 @@ CONFIG_KEYS = {
     "tie_word_embeddings": "tie_embeddings",
 }
 
+# settings of which the model here knows one value only, Hugging Face's default
+FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+
 
 def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
     """The frozen LLaMA stored in the folder ``path``, in ``dtype`` and evaluation mode.
 
     Raises:
-        UserError: the folder or a file is missing, the architecture is another one, or a tensor is missing,
-            unexpected or misshapen (named in the message).
+        UserError: the folder or a file is missing or damaged, the weights are in several files, the architecture is
+            another one, or a tensor is missing, unexpected or misshapen (named in the message).
     """
     folder = Path(path)
     config = read_config(folder)
     weights_path = folder / "model.safetensors"
-    if not weights_path.is_file():
-        raise UserError(f"no weights at {weights_path}: a LLaMA folder holds config.json and model.safetensors")
-    tensors = {our_name(name): tensor for name, tensor in load_file(weights_path).items()}
+    tensors = {our_name(name): tensor for name, tensor in read_tensors(weights_path).items()}
     with torch.device("meta"):
         model = Llama(config)
     check_tensors(tensors, {name: p.shape for name, p in model.named_parameters()}, weights_path)
@@ -92,23 +95,92 @@ def save_llama(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in the file ``path`` by Hugging Face's names, without the rotary frequencies of old conversions.
+
+    Raises:
+        UserError: the file is missing or damaged, or its folder holds it in shards.
+    """
+    index = path.with_name(path.name + ".index.json")
+    if not path.is_file() and index.is_file():
+        raise UserError(
+            f"{index} lists several weight files: sharded folders are not read yet; merge them into one {path.name}, "
+            'for example with transformers\' save_pretrained(folder, max_shard_size="1TB")'
+        )
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: a LLaMA folder holds config.json and model.safetensors")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {error}; copy or download it again") from None
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
 def read_config(folder: Path) -> LlamaConfig:
-    """The :class:`LlamaConfig` in a folder's ``config.json``."""
+    """The :class:`LlamaConfig` in a folder's ``config.json``.
+
+    Raises:
+        UserError: the file is missing or damaged, or describes a model that :class:`Llama` does not compute.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
             f"no LLaMA at {folder}: {path} is missing; llama.path must name a folder with config.json and weights"
         )
     try:
-        stored = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from None
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds no JSON object; it must be a LLaMA's config.json")
     if stored.get("model_type") != "llama":
         raise UserError(f"{path} describes a {stored.get('model_type')!r} model; only 'llama' is supported")
-    # transformers 5 keeps the rotary base one level down
-    stored = {**stored, **{k: v for k, v in (stored.get("rope_parameters") or {}).items() if k == "rope_theta"}}
-    stored.setdefault("num_key_value_heads", stored.get("num_attention_heads"))
-    return LlamaConfig(**{ours: stored[theirs] for theirs, ours in CONFIG_KEYS.items() if theirs in stored})
+    for key, value in FIXED.items():
+        if stored.get(key, value) != value:
+            raise UserError(f"{path}: {key} is {stored[key]!r}; only {value!r} is supported")
+    stored |= rotary_base(stored, path)
+    if stored.get("num_key_value_heads") is None and "num_attention_heads" in stored:
+        stored["num_key_value_heads"] = stored["num_attention_heads"]
+    config = LlamaConfig(**shape_settings(stored, path))
+    if stored.get("head_dim") not in (None, config.head_size):
+        raise UserError(
+            f"{path}: head_dim is {stored['head_dim']!r}; only hidden_size / num_attention_heads = {config.head_size} "
+            "is supported"
+        )
+    return config
+
+
+def rotary_base(stored: dict, path: Path) -> dict:
+    """``rope_theta`` where transformers 5 keeps it, one level down; empty where the file has it at the top.
+
+    Raises:
+        UserError: the rotary positions are scaled.
+    """
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = stored.get(key) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{path}: {key} is {rope!r}; expected null or an object")
+        for kind in (rope.get("rope_type"), rope.get("type")):
+            if kind not in (None, "default"):
+                raise UserError(f"{path}: {key} asks for {kind!r} rotary positions; only 'default' is supported")
+    return {key: value for key, value in (stored.get("rope_parameters") or {}).items() if key == "rope_theta"}
+
+
+def shape_settings(stored: dict, path: Path) -> dict:
+    """The arguments of :class:`LlamaConfig` in the settings ``stored`` at ``path``.
+
+    Raises:
+        UserError: a setting is missing or of a wrong type (named in the message).
+    """
+    shape = {field.name: field for field in fields(LlamaConfig)}
+    missing = [key for key, ours in CONFIG_KEYS.items() if key not in stored and shape[ours].default is MISSING]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; a LLaMA's config.json has them all")
+    for key, ours in CONFIG_KEYS.items():
+        kind = shape[ours].type
+        if key in stored and type(stored[key]) not in ((int, float) if kind is float else (kind,)):
+            raise UserError(f"{path}: {key} is {stored[key]!r}; expected {kind.__name__}")
+    return {ours: stored[key] for key, ours in CONFIG_KEYS.items() if key in stored}
 
 
 def fingerprint(llama: Llama) -> str:

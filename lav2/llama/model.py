@@ -40,7 +40,7 @@ UNCHANGED = BlockHooks()
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension, computed in fp32."""
+    """Root-mean-square norm over the last dimension, computed and weighted in fp32."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -52,7 +52,7 @@ class RMSNorm(nn.Module):
         weight = self.weight if weight is None else weight
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * weight.to(x.dtype)
+        return (normed.to(x.dtype) * weight.float()).to(x.dtype)  # bf16 times fp32 is fp32
 
 
 class KVCache:

@@ -29,6 +29,17 @@ MODES = ("max_size_cycle", "min_size")
 NOUNS = {"caption": "captions", "instruction": "instructions"}
 
 
+def source_fault(source: Mapping) -> str | None:
+    """What is wrong with an entry of ``captions``, in itself."""
+    if not isinstance(source, Mapping):
+        return f"a captions entry is {source!r}; it takes annotations, images, prompt"
+    if set(source) - {"prompt"} != {"annotations", "images"}:
+        return f"a captions entry has {sorted(source)}; it takes annotations, images, prompt"
+    if not isinstance(source.get("prompt", ""), str):
+        return f"a captions entry has the prompt {source['prompt']!r}; give text, or leave it out for the default"
+    return None
+
+
 class JointData(LightningDataModule):
     """Captions with image features, and instructions, as one resumable stream of batches for each task.
 
@@ -75,8 +86,8 @@ class JointData(LightningDataModule):
         encoder=None,
     ):
         super().__init__()
-        self.captions, self.instructions, self.tasks = list(captions), list(instructions), list(tasks)
-        self.batch_size, self.max_length = dict(batch_size), dict(max_length)
+        self.captions, self.instructions, self.tasks = captions, instructions, list(tasks)
+        self.batch_size, self.max_length = batch_size, max_length
         self.validation, self.seed, self.num_workers, self.mode = validation, seed, num_workers, mode
         self.on_error, self.max_bad, self.cache_dir = on_error, max_bad, cache_dir
         if faults := self._faults():
@@ -93,16 +104,23 @@ class JointData(LightningDataModule):
             faults.append(f"tasks is {self.tasks}; choose from {list(TASKS)}")
         for task, given in (("caption", self.captions), ("instruction", self.instructions)):
             if task in self.tasks:
-                faults += [] if given else [f"{NOUNS[task]} is empty; give some or leave {task} out of tasks"]
-                faults += [f"batch_size.{task} must be at least 1"] if self.batch_size.get(task, 0) < 1 else []
-                faults += [f"max_length.{task} must be at least 1"] if self.max_length.get(task, 0) < 1 else []
-        for source in self.captions:
-            if set(source) - {"prompt"} != {"annotations", "images"}:
-                faults.append(f"a captions entry has {sorted(source)}; it takes annotations, images, prompt")
-        if not 0 <= self.validation < 1:
-            faults.append(f"validation is {self.validation}; choose a fraction from 0 to below 1")
-        if not 0 <= self.max_bad <= 1:
-            faults.append(f"max_bad is {self.max_bad}; choose a fraction from 0 to 1")
+                if not isinstance(given, Sequence) or isinstance(given, str):
+                    faults.append(f"{NOUNS[task]} is {given!r}; give a list")
+                elif not given:
+                    faults.append(f"{NOUNS[task]} is empty; give some or leave {task} out of tasks")
+                elif task == "caption":
+                    faults += [fault for source in given if (fault := source_fault(source))]
+                for name in ("batch_size", "max_length"):
+                    sizes = getattr(self, name)
+                    size = sizes.get(task) if isinstance(sizes, Mapping) else None
+                    if type(size) is not int or size < 1:  # a bool is no count
+                        faults.append(f"{name}.{task} is {size!r}; it must be a whole number, 1 or more")
+        if type(self.num_workers) is not int or self.num_workers < 0:
+            faults.append(f"num_workers is {self.num_workers!r}; it must be a whole number, 0 or more")
+        if type(self.validation) not in (int, float) or not 0 <= self.validation < 1:
+            faults.append(f"validation is {self.validation!r}; choose a fraction from 0 to below 1")
+        if type(self.max_bad) not in (int, float) or not 0 <= self.max_bad <= 1:
+            faults.append(f"max_bad is {self.max_bad!r}; choose a fraction from 0 to 1")
         if self.mode not in MODES:
             faults.append(f"mode is {self.mode!r}; choose one of {', '.join(MODES)}")
         if self.on_error not in ("skip", "raise"):
@@ -111,11 +129,20 @@ class JointData(LightningDataModule):
 
     def missing_files(self) -> list[str]:
         """What the tasks need and is not there, one line each; a run checks this before it reads any weight."""
-        files = [source["annotations"] for source in self.captions] if "caption" in self.tasks else []
-        files += self.instructions if "instruction" in self.tasks else []
-        folders = [source["images"] for source in self.captions] if "caption" in self.tasks else []
-        lost = [f"no file {path}" for path in files if not (path and Path(path).is_file())]
-        return lost + [f"no image folder {path}" for path in folders if not (path and Path(path).is_dir())]
+        needed = []
+        if "caption" in self.tasks:
+            needed += [(source[name], "captions", name) for source in self.captions for name in ("annotations", "images")]
+        if "instruction" in self.tasks:
+            needed += [(path, "instructions", "instructions") for path in self.instructions]
+        lost = []
+        for path, noun, name in needed:
+            if path in (None, "", "None"):
+                lost.append(f"{noun}: {'a path' if noun == name else name} is not set (paths.{name})")
+            elif name == "images":
+                lost += [] if Path(path).is_dir() else [f"no image folder {path}"]
+            elif not Path(path).is_file():
+                lost.append(f"no file {path}")
+        return list(dict.fromkeys(lost))
 
     def prepare(self, tokenizer, encoder=None) -> None:
         """Give the tokenizer and the frozen encoder; without an encoder captions carry no features.

@@ -16,6 +16,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lav2.adapter.ownership import part
 
+RANGES = {
+    "gate_rate": (lambda value: value > 0, "above 0"),
+    "weight_decay": (lambda value: value >= 0, "from 0 up"),
+    "warmup": (lambda value: 0 <= value < 1, "from 0 to below 1"),
+    "final": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "clip": (lambda value: value > 0, "above 0, or null"),
+}
+
 
 @dataclass
 class TaskOptim:
@@ -38,6 +46,17 @@ class TaskOptim:
     warmup: float = 0.0
     final: float = 0.0
     clip: float | None = None
+
+    def problems(self) -> list[str]:
+        """Every value that cannot be meant, one line each."""
+        found = []
+        for name, (fits, meaning) in RANGES.items():
+            value = getattr(self, name)
+            if name == "clip" and value is None:
+                continue
+            if type(value) not in (int, float) or not math.isfinite(value) or not fits(value):
+                found.append(f"{name} is {value!r}; it must be a number {meaning}")
+        return found
 
     def build(self, task: str, parameters: Mapping[str, nn.Parameter]) -> Optimizer:
         """The optimizer of ``task``'s parameters, given by name: one group each of matrices, vectors and gates."""

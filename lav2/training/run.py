@@ -26,6 +26,7 @@ from lav2.config import (
     problems,
     tokenizer_path,
 )
+from lav2.data.sources import CAPTION_PROMPT
 from lav2.errors import UserError
 from lav2.llama import Llama, Tokenizer, load_llama
 from lav2.tasks import TASKS
@@ -34,7 +35,9 @@ from lav2.training.module import JointModule
 from lav2.vision import VisionEncoder, feature_width
 
 # What makes a run the run it is: a resumed run must agree with the stored config in these sections.
-IDENTITY = ("llama", "adapter", "vision", "data", "optim", "tasks", "seed", "paths")
+IDENTITY = ("llama", "adapter", "vision", "data", "optim", "tasks", "seed", "paths", "trainer", "strategy")
+# … except for what changes nothing but where and how fast it runs
+FREE = ("data.num_workers", "data.cache_dir", "trainer.log_every_n_steps", "trainer.accelerator")
 
 
 def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
@@ -52,6 +55,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         raise UserError(found[0] if len(found) == 1 else f"{len(found)} problems:\n  " + "\n  ".join(found))
     checkpoint = resumed_checkpoint(cfg, folder) if cfg.resume else None
     folder.mkdir(parents=True, exist_ok=True)
+    check_space(bare_model(cfg), folder)
     if not has_weights(cfg):
         write_parameters(bare_model(cfg), folder)
         Console().print(
@@ -61,6 +65,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         return {}
 
     seed_everything(cfg.seed, verbose=False)
+    encoder = VisionEncoder(**cfg.vision) if "caption" in cfg.tasks else None
     trainer = build_trainer(
         cfg,
         default_root_dir=folder,
@@ -72,19 +77,17 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
                 every_n_train_steps=cfg.callbacks.checkpoint_every,
                 save_top_k=1,
             ),
-            AdapterFolder(folder / "adapter", description(cfg)),
+            AdapterFolder(folder / "adapter", description(cfg, encoder)),
             Gates(),
             TQDMProgressBar(refresh_rate=cfg.callbacks.progress_every, leave=True),
         ],
     )
     data = build_data(cfg)
-    encoder = VisionEncoder(**cfg.vision) if "caption" in cfg.tasks else None
-    data.prepare(Tokenizer(tokenizer_path(cfg)), encoder)
+    data.prepare(Tokenizer(tokenizer_path(cfg)), encoder and encoder.to(trainer.strategy.root_device))
 
     torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
     llama = load_llama(cfg.llama.path, DTYPES[cfg.llama.dtype])
     model = AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name))
-    check_space(model, folder)
     if trainer.is_global_zero:
         write_parameters(model, folder)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -105,15 +108,16 @@ def bare_model(cfg: DictConfig) -> AdaptedLlama:
         return AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name))
 
 
-def description(cfg: DictConfig) -> dict:
+def description(cfg: DictConfig, encoder: VisionEncoder | None) -> dict:
     """What the adapter folder says about what surrounds the adapter."""
-    vision = OmegaConf.to_container(cfg.vision, resolve=True) if "caption" in cfg.tasks else None
+    vision = OmegaConf.to_container(cfg.vision, resolve=True) if encoder else None
     return {
         "base_path": str(Path(cfg.llama.path).resolve()),
         "tokenizer": str(tokenizer_path(cfg).resolve()),
         "vision": vision and {**vision, "weights": str(Path(vision["weights"]).resolve())},
+        "vision_fingerprint": encoder and encoder.fingerprint,
         "template": cfg.data.template,
-        "caption_prompts": [source["prompt"] for source in build_data(cfg).captions],
+        "caption_prompts": [source.get("prompt", CAPTION_PROMPT) for source in build_data(cfg).captions],
     }
 
 
@@ -130,7 +134,7 @@ def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path:
     differences = [
         f"{name} is {value!r} here and {then!r} there"
         for name, value, then in compare(here, stored)
-        if name.split(".")[0] in IDENTITY
+        if name.split(".")[0] in IDENTITY and name not in FREE
     ]
     if differences:
         raise UserError(
@@ -180,9 +184,7 @@ def write_parameters(model: AdaptedLlama, folder: Path) -> None:
     """Print the table of ownership and write it to ``parameters.json``."""
     summary = parameter_summary(model)
     (folder / "parameters.json").write_text(json.dumps(summary, indent=2) + "\n")
-    table = Table(
-        "owner", "part", "parameters", "bytes", title="who owns what (joint training with disjoint parameters, sec 4.2)"
-    )
+    table = Table("owner", "part", "parameters", "bytes", title="who owns which parameters (sec 4.2)")
     for column in table.columns[2:]:
         column.justify = "right"
     for row in summary["parts"]:

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from lav2.adapter import AdapterConfig, adapt, owned, owner
-from lav2.adapter.tuning import LinearTuning
+from lav2.adapter.tuning import LinearTuning, NormTuning
 from lav2.errors import UserError
 from lav2.llama.generation import generate
-from lav2.llama.model import rotary, rotate
+from lav2.llama.model import RMSNorm, rotary, rotate
 from tests.conftest import small_adapter
 
 CHOICES = [
@@ -180,6 +180,34 @@ def test_folding_gives_the_same_outputs(scale):
             parameter.add_(torch.randn_like(parameter))
     x = torch.randn(5, 12)
     assert torch.allclose(tuning.fold(layer)(x), tuning(layer, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["output", "input"])
+def test_a_small_scale_counts_in_bf16(scale):
+    """bf16 rounds 1.002 to 1: scale and bias must act in fp32, with one rounding at the end."""
+    layer = torch.nn.Linear(64, 256, bias=False, dtype=torch.bfloat16)
+    tuning = LinearTuning(layer, bias=True, scale=scale)
+    x = torch.randn(16, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        tuning.scale.fill_(1.002)
+        assert not torch.equal(tuning(layer, x), layer(x))
+        tuning.bias.normal_()
+        if scale == "output":
+            expected = (layer(x).float() + tuning.bias) * tuning.scale
+        else:
+            expected = layer((x.float() * tuning.scale).bfloat16()).float() + tuning.bias
+        assert torch.equal(tuning(layer, x), expected.bfloat16())
+
+
+def test_a_small_norm_weight_counts_in_bf16():
+    norm = RMSNorm(256, eps=1e-6).to(torch.bfloat16)
+    tuning = NormTuning(norm)
+    x = torch.randn(16, 256, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert torch.equal(tuning(norm, x), norm(x))
+        tuning.weight.fill_(1.002)
+        assert torch.equal(tuning(norm, x), (norm(x).float() * 1.002).bfloat16())
+        assert not torch.equal(tuning(norm, x), norm(x))
 
 
 def test_cached_generation_equals_the_full_forward(adapted, features):

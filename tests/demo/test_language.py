@@ -60,10 +60,10 @@ def test_details_are_made_of_answers(scenes):
         answers = {answer[0].upper() + answer[1:] for answer in answers}
         assert set(statements(scene)) <= answers
         texts = details(scene, rng)
-        assert 2 <= len(texts) <= 3
+        assert len(texts) >= 2
         for text in texts:
             sentences = {sentence.strip() for sentence in re.findall(r"[^.]+\.", text)}
-            assert 2 <= len(sentences) <= 4
+            assert 1 <= len(sentences) <= 4
             assert sentences <= set(statements(scene))
             found, where = parse(text)
             assert found <= pairs(scene) and set(where) <= places(scene)
