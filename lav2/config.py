@@ -1,14 +1,17 @@
 """A composed config → its parts, and everything that is wrong with it, found before any weight is read."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
 from lav2.errors import UserError
@@ -17,9 +20,9 @@ from lav2.llama.loading import read_config
 from lav2.tasks import TASKS
 from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
-from lav2.vision import feature_width
+from lav2.vision.encoder import TOKENS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # a run knows its base by a fingerprint that these keep
 
 
 def has_weights(cfg: DictConfig) -> bool:
@@ -31,13 +34,18 @@ def llama_shape(cfg: DictConfig) -> LlamaConfig:
     """The base model's shape: read from its folder, or as the config states it.
 
     Raises:
-        UserError: the folder holds no LLaMA, or one of another size than the config says.
+        UserError: the folder holds no LLaMA, or one of another size than the config says; or what it says is no shape.
     """
-    stated = LlamaConfig(**cfg.llama.shape) if cfg.llama.shape else None
+    try:
+        stated = LlamaConfig(**cfg.llama.shape) if cfg.llama.shape else None
+    except TypeError as error:
+        raise UserError(f"llama.shape: {str(error).removeprefix('LlamaConfig.__init__() ')}") from None
     if not has_weights(cfg):
         if stated is None:
             raise UserError("llama.path is not set: name the folder of the base model, or choose a size (llama=7b)")
         return stated
+    if not isinstance(cfg.llama.path, str):
+        raise UserError(f"llama.path is {cfg.llama.path!r}; name the folder of the base model")
     found = read_config(Path(cfg.llama.path))
     for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
         if stated and getattr(found, name) != getattr(stated, name):
@@ -85,55 +93,129 @@ def construct(name: str, section: DictConfig, **more: Any) -> Any:
 
 def problems(cfg: DictConfig) -> list[str]:
     """Everything that is wrong with ``cfg``, one line each; empty when it can be run."""
-    found: list[str] = []
-
-    def attempt(check, *arguments):
+    found = list(task_problems(cfg))
+    if found:  # look at the rest as if all tasks were meant
+        cfg = cfg.copy()
+        OmegaConf.set_struct(cfg, False)
+        cfg.tasks = list(TASKS)
+    for section, check in CHECKS.items():
         try:
-            return check(*arguments)
+            for line in check(cfg):
+                found.append(line)
         except UserError as error:
             found.extend(str(error).splitlines())
+        except OmegaConfBaseException as error:  # a key is missing; the message names it
+            found.append(f"{error.full_key or section}: {str(error).splitlines()[0]}")
+        except (TypeError, ValueError, AttributeError, KeyError) as error:  # a value of a kind no check foresaw
+            found.append(f"{section}: {' '.join(str(error).split())}")
+    return list(dict.fromkeys(found))
 
-    shape = attempt(llama_shape, cfg)
-    adapter = attempt(adapter_config, cfg)
-    if shape and adapter:
-        found.extend(adapter.problems(shape))
-    if cfg.llama.dtype not in DTYPES:
-        found.append(f"llama.dtype is {cfg.llama.dtype!r}; choose one of {', '.join(DTYPES)}")
-    if unknown := sorted(set(cfg.tasks) - set(TASKS)) or not cfg.tasks:
-        found.append(
-            f"tasks is {list(cfg.tasks)}; choose from {', '.join(TASKS)}"
-            + (f" ({unknown[0]!r} is none)" if cfg.tasks else "")
-        )
-        return found
-    if adapter and "caption" in cfg.tasks and not adapter.visual_layers:
-        found.append(
-            "tasks has caption, but adapter.visual_layers is 0: nothing could see the images; set tasks=[instruction]"
-        )
-    attempt(feature_width, cfg.vision.name)
-    attempt(check_optim, cfg)
-    attempt(check_trainer, cfg)
+
+def task_problems(cfg: DictConfig) -> Iterator[str]:
+    tasks = cfg.get("tasks")
+    choices = f"choose from {', '.join(TASKS)}"
+    if not isinstance(tasks, ListConfig) or not tasks:
+        yield f"tasks is {tasks!r}; {choices}"
+    elif unknown := [task for task in tasks if task not in TASKS]:
+        yield f"tasks is {list(tasks)}; {choices} ({unknown[0]!r} is none)"
+    elif len(set(tasks)) < len(tasks):
+        yield f"tasks is {list(tasks)}; name each task once"
+
+
+def run_problems(cfg: DictConfig) -> Iterator[str]:
+    """What concerns the run as a whole."""
+    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
+        yield f"seed is {cfg.seed!r}; it must be a whole number from 0 to {2**32 - 1}"
+    for name in ("checkpoint_every", "progress_every"):
+        if not is_count(value := cfg.callbacks[name]):
+            yield f"callbacks.{name} is {value!r}; it must be a whole number of steps, 1 or more"
+
+
+def llama_problems(cfg: DictConfig) -> Iterator[str]:
+    if cfg.llama.dtype not in tuple(DTYPES):
+        yield f"llama.dtype is {cfg.llama.dtype!r}; choose one of {', '.join(DTYPES)}"
+    llama_shape(cfg)
     if has_weights(cfg):
+        weights = Path(cfg.llama.path) / "model.safetensors"
+        if not weights.is_file():
+            yield f"no weights at {weights}: a LLaMA folder holds config.json and all weights in one model.safetensors"
         if not tokenizer_path(cfg).is_file():
-            found.append(
-                f"no tokenizer at {tokenizer_path(cfg)}: set llama.tokenizer to a SentencePiece tokenizer.model"
-            )
-        if "caption" in cfg.tasks and not (cfg.vision.weights and Path(cfg.vision.weights).is_file()):
-            found.append(f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}")
-        data = attempt(build_data, cfg)
-        found.extend(f"data: {line}" for line in (data.missing_files() if data else []))
-    return found
+            yield f"no tokenizer at {tokenizer_path(cfg)}: set llama.tokenizer to a SentencePiece tokenizer.model"
 
 
-def check_optim(cfg: DictConfig) -> None:
+def adapter_problems(cfg: DictConfig) -> Iterator[str]:
+    adapter = adapter_config(cfg)
+    if "caption" in cfg.tasks and adapter.visual_layers == 0:
+        yield "tasks has caption, but adapter.visual_layers is 0: nothing could see the images; set tasks=[instruction]"
+    yield from adapter.wrong_values()
+    yield from adapter.problems(llama_shape(cfg))
+
+
+def vision_problems(cfg: DictConfig) -> Iterator[str]:
+    vision = cfg.vision
+    choices = {"tokens": TOKENS, "channel_order": ("RGB", "BGR")}
+    if unknown := sorted(vision.keys() - {"name", "weights", *choices}):
+        yield f"vision has no setting {unknown[0]!r}; it has name, weights, {', '.join(choices)}"
+    for name, known in choices.items():
+        if vision[name] not in known:
+            yield f"vision.{name} is {vision[name]!r}; choose one of {', '.join(known)}"
+    # the list alone is asked: names such as hf-hub:… would be looked up on the network
+    if vision.name not in open_clip.list_models():
+        yield f"vision.name: open_clip has no model {vision.name!r}; see open_clip.list_models()"
+    found = isinstance(vision.weights, str) and Path(vision.weights).is_file()
+    if "caption" in cfg.tasks and has_weights(cfg) and not found:
+        yield f"vision.weights is {vision.weights}: name the file with the weights of {vision.name}"
+
+
+def optim_problems(cfg: DictConfig) -> Iterator[str]:
     """Build each task's optimizer on a stand-in parameter, so that a wrong value shows now."""
-    for task, optim in build_optim(cfg).items():
+    for task in cfg.tasks:
         try:
-            optim.build(task, {"adapter.caption.projector.queries": torch.nn.Parameter(torch.zeros(1, 1))})
+            optim = construct(f"optim.{task}", cfg.optim[task])
+            if not isinstance(optim, TaskOptim):
+                raise UserError(f"optim.{task} is {optim!r}; it must be a TaskOptim, as in conf/optim/v2.yaml")
+            wrong = optim.problems()
+            yield from (f"optim.{task}.{line}" for line in wrong)
+            if not wrong:
+                optim.build(task, {"adapter.caption.projector.queries": torch.nn.Parameter(torch.zeros(1, 1))})
+        except UserError as error:  # the other task is looked at all the same
+            yield str(error)
         except (TypeError, ValueError) as error:
-            raise UserError(f"optim.{task}: {error}") from None
-        if not 0 <= optim.warmup < 1 or not 0 <= optim.final <= 1:
-            raise UserError(f"optim.{task}: warmup {optim.warmup} and final {optim.final} are fractions from 0 to 1")
+            yield f"optim.{task}: {' '.join(str(error).split())}"
 
 
-def check_trainer(cfg: DictConfig) -> None:
+def trainer_problems(cfg: DictConfig) -> Iterator[str]:
+    if (norm := cfg.trainer.get("gradient_clip_val")) is not None:
+        yield f"trainer.gradient_clip_val is {norm}, one norm for both tasks; set optim.<task>.clip instead"
+    if cfg.trainer.get("max_steps", -1) == -1 and cfg.trainer.get("max_epochs") == -1:
+        yield "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one"
     build_trainer(cfg, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+
+
+def data_problems(cfg: DictConfig) -> Iterator[str]:
+    for name in ("training", "held_out", "instruction_count"):  # of the embedded world
+        if name in cfg.data and not is_count(cfg.data[name]):
+            yield f"data.{name} is {cfg.data[name]!r}; it must be a whole number, 1 or more"
+    data = build_data(cfg)
+    if has_weights(cfg):
+        yield from (f"data: {line}" for line in data.missing_files())
+    longest = llama_shape(cfg).max_length
+    for task in cfg.tasks:
+        if data.max_length[task] > longest:
+            yield f"data.max_length.{task} is {data.max_length[task]}; this LLaMA reads at most {longest} tokens"
+
+
+CHECKS = {
+    "seed and callbacks": run_problems,
+    "llama": llama_problems,
+    "adapter": adapter_problems,
+    "vision": vision_problems,
+    "optim": optim_problems,
+    "trainer": trainer_problems,
+    "data": data_problems,
+}
+
+
+def is_count(value: Any) -> bool:
+    """Whether ``value`` is a whole number, 1 or more."""
+    return type(value) is int and value >= 1

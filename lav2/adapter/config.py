@@ -103,7 +103,9 @@ class AdapterConfig:
                 if f.type is int and (type(value) is not int or value < least):  # a bool is no count
                     found.append(f"{prefix}.{f.name} is {value!r}; it must be a whole number, {least} or more")
         if self.prompt_layers is not None and (type(self.prompt_layers) is not int or self.prompt_layers < 0):
-            found.append(f"adapter.prompt_layers is {self.prompt_layers!r}; it must be a whole number, or null for N - 1")
+            found.append(
+                f"adapter.prompt_layers is {self.prompt_layers!r}; it must be a whole number, or null for N - 1"
+            )
         return found
 
     def problems(self, llama: LlamaConfig) -> list[str]:

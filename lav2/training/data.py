@@ -90,9 +90,13 @@ class JointData(LightningDataModule):
         self.batch_size, self.max_length = batch_size, max_length
         self.validation, self.seed, self.num_workers, self.mode = validation, seed, num_workers, mode
         self.on_error, self.max_bad, self.cache_dir = on_error, max_bad, cache_dir
-        if faults := self._faults():
+        faults = self._faults()
+        try:
+            self.template = Template(template)
+        except UserError as error:
+            faults.append(str(error))
+        if faults:
             raise UserError("data: " + "; ".join(faults))
-        self.template = Template(template)
         self.prepare(tokenizer, encoder)
         self.problems: dict[str, Problems] = {}
         self.training: dict[str, Samples] = {}
@@ -131,7 +135,9 @@ class JointData(LightningDataModule):
         """What the tasks need and is not there, one line each; a run checks this before it reads any weight."""
         needed = []
         if "caption" in self.tasks:
-            needed += [(source[name], "captions", name) for source in self.captions for name in ("annotations", "images")]
+            needed += [
+                (source[name], "captions", name) for source in self.captions for name in ("annotations", "images")
+            ]
         if "instruction" in self.tasks:
             needed += [(path, "instructions", "instructions") for path in self.instructions]
         lost = []

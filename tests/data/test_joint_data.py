@@ -221,6 +221,37 @@ def test_all_faults_of_the_arguments_are_told_at_once():
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"num_workers": True}, "num_workers is True"),
+        ({"batch_size": {"caption": 4, "instruction": 2.5}}, "batch_size.instruction is 2.5"),
+        ({"max_length": 128}, "max_length.caption is None"),
+        ({"validation": "half"}, "validation is 'half'"),
+        ({"instructions": "file.json"}, "instructions is 'file.json'; give a list"),
+        ({"captions": ["file.json"]}, "a captions entry is 'file.json'"),
+        ({"captions": [{"annotations": "a", "images": "b", "prompt": None}]}, "the prompt None"),
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_kind(world, change, fault):
+    with pytest.raises(UserError, match=fault):
+        JointData(**world | change)
+
+
+def test_missing_files_are_named_once_and_unset_ones_by_what_sets_them(world, tmp_path):
+    assert JointData(**world).missing_files() == []
+    entry = {"annotations": None, "images": str(tmp_path / "lost")}
+    data = JointData(**world | {"captions": [entry, entry], "instructions": ["None", str(tmp_path / "a.json")]})
+    assert data.missing_files() == [
+        "captions: annotations is not set (paths.annotations)",
+        f"no image folder {tmp_path / 'lost'}",
+        "instructions: a path is not set (paths.instructions)",
+        f"no file {tmp_path / 'a.json'}",
+    ]
+
+
 def test_validation_moves_no_global_random_state(data):
     built = data()
     built.setup()

@@ -1,0 +1,135 @@
+"""Every mistake in a config is found before any weight is read, in one line each, and none hides another."""
+
+import json
+import shutil
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from lav2.cli import CONF, register_resolvers
+from lav2.config import problems
+
+
+def config(*overrides):
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+MISTAKES = {
+    "optim.caption.clip=0": "optim.caption.clip is 0; it must be a number above 0, or null",
+    "optim.caption.weight_decay=-0.1": "optim.caption.weight_decay is -0.1",
+    "optim.instruction.gate_rate=0": "optim.instruction.gate_rate is 0",
+    "optim.caption.warmup=1": "optim.caption.warmup is 1; it must be a number from 0 to below 1",
+    "optim.caption.warmup=abc": "optim.caption.warmup is 'abc'",
+    "optim.instruction.final=1.5": "optim.instruction.final is 1.5",
+    "optim.caption.final=nan": "optim.caption.final is nan",
+    "optim.caption.optimizer.lr=-1": "optim.caption: Invalid learning rate: -1",
+    "optim.caption.optimizer.lr=fast": "optim.caption: ",
+    "optim.caption=null": "optim.caption",
+    "~optim.caption": "caption",
+    "trainer.max_steps=-1": "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one",
+    "+trainer.gradient_clip_val=1.0": "set optim.<task>.clip",
+    "trainer.precision=7": "trainer: ",
+    "trainer.devices=many": "trainer: ",
+    "adapter.bias=none": "adapter.bias is 'none'; it must be true or false",
+    "adapter.visual_length=true": "adapter.visual_length is True; it must be a whole number",
+    "adapter.prompt_layers=true": "adapter.prompt_layers is True",
+    "adapter.prompt_layers=two": "adapter.prompt_layers is 'two'",
+    "adapter.prompt_layers=99": "adapter.prompt_layers is 99; this LLaMA has ",
+    "adapter.projector.width=0": "adapter.projector.width is 0; it must be a whole number, 1 or more",
+    "adapter.projector=3": "adapter.projector is 3; it must be a mapping",
+    "adapter.visual_layers=0": "nothing could see the images",
+    "data.num_workers=-1": "num_workers is -1",
+    "data.num_workers=1.5": "num_workers is 1.5",
+    "data.batch_size.caption=2.5": "batch_size.caption is 2.5",
+    "data.batch_size=8": "batch_size.caption is None",
+    "data.max_length.instruction=long": "max_length.instruction is 'long'",
+    "data.max_length.caption=100000": "data.max_length.caption is 100000; this LLaMA reads at most ",
+    "data.validation=half": "validation is 'half'",
+    "data.training=0": "data.training is 0; it must be a whole number, 1 or more",
+    "data.held_out=many": "data.held_out is 'many'",
+    "data.instruction_count=1.5": "data.instruction_count is 1.5",
+    "data.template=long": "template is 'long'",
+    "data.folder=null": "data: ",
+    "seed=-1": "seed is -1",
+    "seed=abc": "seed is 'abc'",
+    "callbacks.checkpoint_every=0": "callbacks.checkpoint_every is 0",
+    "callbacks.progress_every=1.5": "callbacks.progress_every is 1.5",
+    "tasks=null": "tasks is None; choose from caption, instruction",
+    "tasks=caption": "tasks is 'caption'",
+    "tasks=[captions]": "('captions' is none)",
+    "tasks=[]": "tasks is []",
+    "tasks=[caption,caption]": "name each task once",
+    "vision.tokens=all": "vision.tokens is 'all'; choose one of patches",
+    "vision.channel_order=GBR": "vision.channel_order is 'GBR'",
+    "vision.name=ViT-Z": "open_clip has no model 'ViT-Z'",
+    "vision.name=hf-hub:someone/something": "open_clip has no model 'hf-hub:someone/something'",
+    "vision.name=5": "open_clip has no model 5",
+    "vision.weights=/nowhere": "vision.weights is /nowhere",
+    "vision.weights=5": "vision.weights is 5",
+    "+vision.size=5": "vision has no setting 'size'",
+    "llama.path=5": "llama.path is 5; name the folder",
+    "llama.path=/nowhere": "no LLaMA at /nowhere",
+    "llama.path=???": "llama.path",
+    "llama.shape={hidden_size: 64}": "llama.shape: missing 5 required",
+    "llama.shape=3": "llama.shape",
+    "llama.dtype=float16": "llama.dtype is 'float16'; choose one of float32, bfloat16",
+    "llama.dtype=[float32]": "llama.dtype is ['float32']",
+    "llama.tokenizer=/nowhere": "no tokenizer at /nowhere",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_one_line(override):
+    found = problems(config("experiment=demo", override))
+    assert any(MISTAKES[override] in line for line in found), found
+    assert not any("\n" in line for line in found) and len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("overrides", [[], ["tasks=[caption]"], ["tasks=[instruction]"], ["debug=fast"]])
+def test_the_demo_has_no_problems(overrides):
+    assert problems(config("experiment=demo", *overrides)) == []
+
+
+@pytest.mark.parametrize("size", ["7b", "13b", "33b", "65b"])
+def test_without_weights_the_sizes_of_the_paper_have_no_problems(size):
+    assert problems(config(f"experiment=v2_{size}")) == []
+
+
+@pytest.mark.parametrize("tasks", ["null", "[captions]", "[]", "[instruction,caption]"])
+def test_no_mistake_hides_another(tasks):
+    mistakes = {
+        "seed=-1": "seed",
+        "llama.path=/nowhere": "/nowhere",
+        "adapter.bias=none": "adapter.bias",
+        "vision.tokens=all": "vision.tokens",
+        "optim.caption.optimizer.lr=-1": "optim.caption:",
+        "optim.instruction.clip=0": "optim.instruction.clip",
+        "trainer.precision=7": "trainer:",
+        "data.training=0": "data.training",
+        "data.num_workers=-1": "num_workers",
+    }
+    found = problems(config("experiment=demo", f"tasks={tasks}", *mistakes))
+    for part in mistakes.values():
+        assert sum(part in line for line in found) == 1, (part, found)
+    assert len(found) == len(mistakes) + (tasks != "[instruction,caption]")
+
+
+def test_unset_paths_are_named_by_what_sets_them():
+    found = problems(config("experiment=coco_mini"))
+    assert found == [
+        "data: captions: annotations is not set (paths.annotations)",
+        "data: captions: images is not set (paths.images)",
+        "data: instructions: a path is not set (paths.instructions)",
+    ]
+
+
+def test_a_folder_without_weights(tmp_path):
+    embedded = CONF.parent / "lav2" / "demo" / "weights" / "llama"
+    for name in ("config.json", "tokenizer.model"):
+        shutil.copy(embedded / name, tmp_path)
+    (found,) = problems(config("experiment=demo", f"llama.path={tmp_path}"))
+    assert found.startswith(f"no weights at {tmp_path / 'model.safetensors'}")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+    assert any(str(tmp_path) in line for line in problems(config("experiment=demo", f"llama.path={tmp_path}")))
