@@ -116,7 +116,7 @@ class Scenes:
             ]
         )
         captions = [p for p in results.predictions if not p.condition]
-        report.gallery(caption_samples(captions), title="Captions of scenes it has never seen")
+        report.gallery(caption_samples(captions), title="Captions of scenes it has never seen", limit=24)
         report.questions(question_cards(results.predictions), title="Questions it was never trained on")
         kinds = [
             [kind, *(scores[f"{group}_accuracy{suffix}_{kind}"] for suffix in SUFFIXES.values())]
