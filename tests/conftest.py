@@ -62,3 +62,11 @@ def small_adapter(**changes) -> dict:
         "projector": {"width": 24, "blocks": 1, "heads": 2},
         **changes,
     }
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say aloud what was not checked."""
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if "LAV2_TEST_DATA" in str(report.longrepr)
+    ]
+    terminalreporter.write_line(f"{len(skipped)} tests skipped for want of real data (LAV2_TEST_DATA)")
