@@ -70,7 +70,8 @@ def build_data(cfg: DictConfig) -> JointData:
 
 
 def build_optim(cfg: DictConfig) -> dict[str, TaskOptim]:
-    return {task: construct(f"optim.{task}", cfg.optim[task]) for task in cfg.tasks}
+    """How each group is optimized; which groups the tasks train, the model knows."""
+    return {group: construct(f"optim.{group}", cfg.optim[group]) for group in TASKS}
 
 
 def build_trainer(cfg: DictConfig, **more: Any) -> Trainer:
@@ -145,7 +146,7 @@ def llama_problems(cfg: DictConfig) -> Iterator[str]:
 
 def adapter_problems(cfg: DictConfig) -> Iterator[str]:
     adapter = adapter_config(cfg)
-    if "caption" in cfg.tasks and adapter.visual_layers == 0:
+    if "caption" in cfg.tasks and not adapter.sees:
         yield "tasks has caption, but adapter.visual_layers is 0: nothing could see the images; set tasks=[instruction]"
     yield from adapter.wrong_values()
     yield from adapter.problems(llama_shape(cfg))

@@ -1,4 +1,4 @@
-"""LLaMA-Adapter V2: what is added to a frozen LLaMA, and the adapted model (V2 paper, sec 4).
+"""LLaMA-Adapter: what is added to a frozen LLaMA, and the adapted model (V2 paper, sec 4; V1 paper, sec 3).
 
 The adapter is apart from the base: its parameters live in modules of their own and enter a block through
 :class:`lav2.llama.BlockHooks`. So the base is frozen by construction, several adapters can share one, and leaving the
@@ -7,34 +7,32 @@ adapter out gives the base back exactly.
 
 from torch import Tensor, nn
 
-from lav2.adapter.config import AdapterConfig
+from lav2.adapter.config import LINEARS, AdapterConfig
+from lav2.adapter.hooks import AdapterHooks, FinalNormHooks, Seen
 from lav2.adapter.ownership import trains
-from lav2.adapter.prompts import AdaptationPrompts, Gate, prompt_attention
-from lav2.adapter.tuning import LinearTuning, NormTuning
+from lav2.adapter.prompts import AdaptationPrompts, Gate
+from lav2.adapter.tuning import LinearTuning, LowRank, NormTuning
 from lav2.errors import UserError
 from lav2.llama import BlockHooks, Llama
-from lav2.llama.model import Attention, Block, RMSNorm
-from lav2.vision.projector import LinearProjector, QueryProjector
-
-LINEARS = {
-    **dict.fromkeys(("wq", "wk", "wv", "wo"), "attention"),
-    **dict.fromkeys(("w1", "w2", "w3"), "feed_forward"),
-}
+from lav2.llama.model import Block
+from lav2.vision.projector import BottleneckProjector, LinearProjector, QueryProjector
 
 
 class LayerTuning(nn.Module):
-    """What the instruction group adds to one block: bias tuning, norms and, in the last L blocks, prompts."""
+    """What the instruction group adds to one block: bias tuning, LoRA, norms and, in the last L blocks, prompts."""
 
     def __init__(self, block: Block, config: AdapterConfig, prompts: AdaptationPrompts | None):
         super().__init__()
         self.prompts = prompts
-        tuned = LINEARS if config.bias or config.scale != "none" else {}
-        self.linears = nn.ModuleDict(
-            {
-                name: LinearTuning(getattr(getattr(block, part), name), config.bias, config.scale)
-                for name, part in tuned.items()
-            }
-        )
+        self.linears = nn.ModuleDict()
+        for name in LINEARS:
+            linear = getattr(block.attention if hasattr(block.attention, name) else block.feed_forward, name)
+            bias = config.bias and name in config.linears
+            scale = config.scale if name in config.linears else "none"
+            low_rank = config.lora.rank and name in config.lora.linears
+            if bias or scale != "none" or low_rank:
+                lora = LowRank(linear, config.lora.rank, config.lora.scaling) if low_rank else None
+                self.linears[name] = LinearTuning(linear, bias, scale, lora)
         names = () if config.norms == "none" else ("attention_norm", "ffn_norm")
         self.norms = nn.ModuleDict({name: NormTuning(getattr(block, name)) for name in names})
 
@@ -69,84 +67,16 @@ class CaptionGroup(nn.Module):
             self.projector = QueryProjector(
                 feature_width, size, projector.width, projector.blocks, projector.heads, config.visual_length
             )
+        elif projector.kind == "bottleneck":
+            self.projector = BottleneckProjector(feature_width, size, projector.width, projector.scales)
         else:
             self.projector = LinearProjector(feature_width, size, pooled=projector.kind == "linear_pooled")
-        self.gates = nn.ModuleList(new_gate(llama, config) for _ in range(config.visual_layers))
+        early = config.visual_layers if config.fusion == "early" else 0
+        self.gates = nn.ModuleList(new_gate(llama, config) for _ in range(early))
 
 
 def new_gate(llama: Llama, config: AdapterConfig) -> Gate:
-    return Gate(llama.config.num_heads, config.gate == "per_head", config.gate_activation == "tanh")
-
-
-class AdapterHooks(BlockHooks):
-    """One block's share of the adapter, for one forward pass.
-
-    Args:
-        tuning: the instruction group's part.
-        train_instruction: whether this pass gives that group gradients.
-        visual: the visual prompts (B, P, C) and their gate's factors, in the first K blocks of a pass with images.
-        prompt_projection: see :class:`AdapterConfig`.
-        keep: compute the prompts' keys and values once and keep them; only for generation, where the same hooks serve
-            every step and no gradient flows.
-    """
-
-    def __init__(
-        self,
-        tuning: LayerTuning,
-        train_instruction: bool,
-        visual: tuple[Tensor, Tensor] | None,
-        prompt_projection: str,
-        keep: bool,
-    ):
-        self.tuning, self.train_instruction, self.visual = tuning, train_instruction, visual
-        self.prompt_projection, self.keep = prompt_projection, keep
-        self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = None
-
-    def norm(self, name: str, norm: RMSNorm, x: Tensor) -> Tensor:
-        if name not in self.tuning.norms:
-            return norm(x)
-        return self.tuning.norms[name](norm, x, self.train_instruction)
-
-    def linear(self, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
-        if name not in self.tuning.linears:
-            return linear(x)
-        return self.tuning.linears[name](linear, x, self.train_instruction)
-
-    def attend(self, attention: Attention, query: Tensor, output: Tensor) -> Tensor:
-        prompts = self.kept or list(self.prompts(attention))
-        if self.keep:
-            self.kept = prompts
-        for key, value, gate in prompts:
-            output = output + prompt_attention(query, key, value, gate)
-        return output
-
-    def prompts(self, attention: Attention):
-        """(key, value, gate) of each kind of prompt this block reads, through the block's own W_k and W_v.
-
-        Prompts pass no attention norm and get no rotary position.
-        """
-        sources = [] if self.visual is None else [self.visual]
-        if self.tuning.prompts is not None:
-            train = self.train_instruction
-            prompt = self.tuning.prompts.prompt
-            sources.append(((prompt if train else prompt.detach())[None], self.tuning.prompts.gate(train)))
-        for prompt, gate in sources:
-            prompt = prompt.to(attention.wk.weight.dtype)
-            if self.prompt_projection == "tuned":
-                key, value = self.linear("wk", attention.wk, prompt), self.linear("wv", attention.wv, prompt)
-            else:
-                key, value = attention.wk(prompt), attention.wv(prompt)
-            yield attention.heads(key, attention.num_kv_heads), attention.heads(value, attention.num_kv_heads), gate
-
-
-class FinalNormHooks(BlockHooks):
-    """The final norm's share of the adapter."""
-
-    def __init__(self, tuning: NormTuning | None, train: bool):
-        self.tuning, self.train = tuning, train
-
-    def norm(self, name: str, norm: RMSNorm, x: Tensor) -> Tensor:
-        return norm(x) if self.tuning is None else self.tuning(norm, x, self.train)
+    return Gate(llama.config.num_heads, config.gate == "per_head", config.gate_activation == "tanh", config.new_gate)
 
 
 class AdaptedLlama(nn.Module):
@@ -161,44 +91,61 @@ class AdaptedLlama(nn.Module):
         self.feature_width = feature_width
         self.llama = llama.requires_grad_(False)
         groups = {"instruction": InstructionGroup(llama, config)}
-        if config.visual_layers:
+        if config.sees:
             groups["caption"] = CaptionGroup(llama, config, feature_width)
         self.adapter = nn.ModuleDict(groups)
 
-    def forward(self, tokens: Tensor, visual: Tensor | None = None, task: str | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, visual: Tensor | None = None, task: str | None = None, has_image: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, V).
 
         Args:
             tokens: (B, T), padded at the right or not at all.
             visual: features (B, S, F) of one image a row from the frozen encoder; ``None`` leaves the visual path out.
             task: ``caption`` or ``instruction`` gives gradients to that task's parameters only; ``None`` to all.
+            has_image: (B,) booleans where only some rows have one; the others' features are read but count for nothing.
         """
-        return self.llama.logits(self.hidden(tokens, visual, task))
+        return self.llama.logits(self.hidden(tokens, visual, task, has_image))
 
-    def hidden(self, tokens: Tensor, visual: Tensor | None = None, task: str | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, visual: Tensor | None = None, task: str | None = None, has_image: Tensor | None = None
+    ) -> Tensor:
         """Hidden states (B, T, C) after the final norm; arguments as for :meth:`forward`."""
-        return self.llama.hidden(tokens, hooks=self.bind(visual, task))
+        return self.llama.hidden(tokens, hooks=self.bind(visual, task, has_image))
 
-    def bind(self, visual: Tensor | None = None, task: str | None = None, keep: bool = False) -> list[BlockHooks]:
+    def bind(
+        self,
+        visual: Tensor | None = None,
+        task: str | None = None,
+        has_image: Tensor | None = None,
+        keep: bool = False,
+    ) -> list[BlockHooks]:
         """The adapter as hooks for ``self.llama``, bound to the images of one batch.
 
         With ``keep`` the prompts' keys and values are computed once and serve every later step (generation only).
         """
-        train_instruction, train_caption = trains("instruction", task), trains("caption", task)
+        train = trains("instruction", task, self.config.ownership)
         instruction: InstructionGroup = self.adapter["instruction"]
-        prompts, gates = None, []
-        if visual is not None:
-            prompts, gates = self.visual_prompts(visual, train_caption), self.adapter["caption"].gates
-        return [
-            AdapterHooks(
-                tuning,
-                train_instruction,
-                (prompts, gates[index](train_caption)) if index < len(gates) else None,
-                self.config.prompt_projection,
-                keep,
-            )
+        seen = [None] * len(instruction.layers) if visual is None else self.see(visual, task, has_image)
+        hooks = [
+            AdapterHooks(tuning, train, seen[index], self.config.prompt_projection, keep)
             for index, tuning in enumerate(instruction.layers)
-        ] + [FinalNormHooks(instruction.norm, train_instruction)]
+        ]
+        return [*hooks, FinalNormHooks(instruction.norm, train)]
+
+    def see(self, visual: Tensor, task: str | None, has_image: Tensor | None) -> list[Seen | None]:
+        """What each block is given of a batch's images."""
+        train = trains("caption", task, self.config.ownership)
+        prompts = self.visual_prompts(visual, train)
+        layers = len(self.llama.layers)
+        present = None if has_image is None else has_image[:, None, None].to(prompts.dtype)
+        if self.config.fusion == "late":
+            return [Seen(prompts if present is None else prompts * present, None)] * layers
+        gates = [gate(train)[None] for gate in self.adapter["caption"].gates]
+        if present is not None:
+            gates = [gate * present[..., None] for gate in gates]
+        return [Seen(prompts, gate) for gate in gates] + [None] * (layers - len(gates))
 
     def visual_prompts(self, visual: Tensor, train: bool = True) -> Tensor:
         """Features (B, S, F) → visual prompts (B, P, C)."""
@@ -230,7 +177,7 @@ def adapt(llama: Llama, config: AdapterConfig | dict | None = None, feature_widt
         feature_width = values.pop("feature_width", feature_width)
         config = AdapterConfig.from_dict(values)
     problems = config.problems(llama.config)
-    if config.visual_layers and not feature_width:
+    if config.sees and not feature_width:
         problems.append("an adapter that sees images needs feature_width, the width of the encoder's features")
     if problems:
         raise UserError("; ".join(problems))

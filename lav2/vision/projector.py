@@ -1,6 +1,7 @@
 """The visual projector: features of a frozen image encoder → visual prompts (V2 paper, sec 4.3)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -51,3 +52,18 @@ class LinearProjector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         x = features.mean(1, keepdim=True) if self.pooled else features
         return self.output_norm(self.output(x))
+
+
+class BottleneckProjector(nn.Module):
+    """All ``scales`` tokens of an image joined and squeezed into one prompt: (B, scales, F) → (B, 1, hidden_size).
+
+    V1 paper, sec 3.3: multi-scale global features through a simple MLP; its activation is not given, SiLU is ours.
+    """
+
+    def __init__(self, feature_width: int, hidden_size: int, width: int, scales: int):
+        super().__init__()
+        self.input = nn.Linear(scales * feature_width, width)
+        self.output = nn.Linear(width, hidden_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.output(F.silu(self.input(features.flatten(1))))[:, None]
