@@ -1,10 +1,10 @@
 """A composed config → its parts, and everything that is wrong with it, found before any weight is read."""
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -20,7 +20,8 @@ from lav2.llama.loading import read_config
 from lav2.tasks import TASKS
 from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
-from lav2.vision.encoder import TOKENS
+from lav2.vision import VisionEncoder
+from lav2.vision.encoder import vision_problems as encoder_problems
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # a run knows its base by a fingerprint that these keep
 
@@ -153,19 +154,20 @@ def adapter_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def vision_problems(cfg: DictConfig) -> Iterator[str]:
-    vision = cfg.vision
-    choices = {"tokens": TOKENS, "channel_order": ("RGB", "BGR")}
-    if unknown := sorted(vision.keys() - {"name", "weights", *choices}):
-        yield f"vision has no setting {unknown[0]!r}; it has name, weights, {', '.join(choices)}"
-    for name, known in choices.items():
-        if vision[name] not in known:
-            yield f"vision.{name} is {vision[name]!r}; choose one of {', '.join(known)}"
-    # the list alone is asked: names such as hf-hub:… would be looked up on the network
-    if vision.name not in open_clip.list_models():
-        yield f"vision.name: open_clip has no model {vision.name!r}; see open_clip.list_models()"
-    found = isinstance(vision.weights, str) and Path(vision.weights).is_file()
+    settings = OmegaConf.to_container(cfg.vision, resolve=True)
+    known = list(inspect.signature(VisionEncoder).parameters)
+    if unknown := sorted(settings.keys() - set(known)):
+        yield f"vision has no setting {unknown[0]!r}; it has {', '.join(known)}"
+    yield from encoder_problems(settings)
+    found = isinstance(cfg.vision.weights, str) and Path(cfg.vision.weights).is_file()
     if "caption" in cfg.tasks and has_weights(cfg) and not found:
-        yield f"vision.weights is {vision.weights}: name the file with the weights of {vision.name}"
+        yield f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}"
+    projector = adapter_config(cfg).projector
+    if projector.kind == "bottleneck" and len(settings["layers"] or []) != projector.scales:
+        yield (
+            f"adapter.projector.scales is {projector.scales} and vision.layers {settings['layers']}: a bottleneck "
+            "joins the class tokens of so many layers (vision.tokens=class_tokens)"
+        )
 
 
 def optim_problems(cfg: DictConfig) -> Iterator[str]:

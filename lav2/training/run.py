@@ -87,7 +87,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
 
     torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
     llama = load_llama(cfg.llama.path, DTYPES[cfg.llama.dtype])
-    model = AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name))
+    model = AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name, cfg.vision.projected))
     if trainer.is_global_zero:
         write_parameters(model, folder)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -105,7 +105,7 @@ def bare_model(cfg: DictConfig) -> AdaptedLlama:
     """The adapted model on the meta device: shapes without weights."""
     with torch.device("meta"):
         llama = Llama(llama_shape(cfg)).to(DTYPES[cfg.llama.dtype])
-        return AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name))
+        return AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name, cfg.vision.projected))
 
 
 def description(cfg: DictConfig, encoder: VisionEncoder | None) -> dict:
