@@ -53,7 +53,7 @@ def load(
                 f"{folder} was trained with: give its weights as vision_weights="
             )
         encoder.to(device)
-    model = load_adapter(folder, load_llama(base, dtype)).to(device)
+    model = load_adapter(folder, load_llama(base, dtype), encoder).to(device)
     tokenizer = Tokenizer(config["tokenizer"] if Path(config["tokenizer"]).exists() else base / "tokenizer.model")
     return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
 

@@ -10,14 +10,15 @@ from lav2.llama import LlamaConfig
 LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 CHOICES = {
-    "fusion": ("early", "late"),
+    "fusion": ("early", "late", "tokens"),
     "gate": ("per_head", "scalar"),
     "gate_activation": ("tanh", "none"),
     "scale": ("output", "input", "none"),
     "norms": ("all", "blocks", "none"),
     "prompt_projection": ("tuned", "frozen"),
     "ownership": ("disjoint", "shared"),
-    "kind": ("queries", "linear_pooled", "linear_patches", "bottleneck"),
+    "kind": ("queries", "linear_pooled", "linear_patches", "bottleneck", "mlp"),
+    "routing": ("per_sample", "first_of_batch"),
 }
 
 
@@ -28,7 +29,8 @@ class ProjectorConfig:
     ``queries``: learned queries read the projected patch tokens through ``blocks`` transformer blocks of ``width``
     (V1's captioner; with 20 queries and 7B's width 8.8M parameters, which make the paper's 14M). ``linear_patches`` and
     ``linear_pooled`` map every patch, or their mean, straight to a prompt. ``bottleneck`` joins ``scales`` tokens of an
-    image, the class tokens of so many layers, and squeezes them through ``width`` into one prompt (V1 paper, sec 3.3).
+    image, the class tokens of so many layers, and squeezes them through ``width`` into one prompt (V1 paper, sec 3.3);
+    ``mlp`` does so with each token by itself (LaVIN).
     """
 
     kind: str = "queries"
@@ -51,12 +53,32 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class MixtureConfig:
+    """Mixture-of-modality adapters in front of every attention (LaVIN); ``width`` 0 is none.
+
+    They stand in the language model and, with ``vision_blocks``, in the image encoder, whose features then change as
+    it trains and cannot be computed once. ``groups``, ``temperature`` and ``dropout``: see
+    :class:`lav2.adapter.mixture.MixtureOfModality`. ``routing`` concerns the encoder: ``per_sample`` reads each image's
+    own class token; ``first_of_batch`` is what the authors' code does, where the first image of a batch routes all.
+    """
+
+    width: int = 0
+    groups: int = 2
+    temperature: float = 10.0
+    dropout: float = 0.1
+    vision_blocks: int = 0
+    vision_width: int = 1024
+    routing: str = "per_sample"
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
-    """LLaMA-Adapter V2, and V1, composed of the same parts.
+    """LLaMA-Adapter V2, V1 and LaVIN, composed of the same parts.
 
     Args:
         fusion: ``early``: the first K layers read visual prompts of their own (V2, sec 4.3). ``late``: visual prompts
             are added to the adaptation prompts of the last L layers (V1's captioner, the released V2 models).
+            ``tokens``: ``visual_length`` image tokens and a modality token stand before the text (LaVIN).
         visual_layers: K, the first layers, which read visual prompts (early fusion); 0 for none.
         visual_length: the number of visual prompts (for projector ``queries``).
         prompt_layers: L, the last layers, which read adaptation prompts; ``None`` is the paper's N - 1.
@@ -75,6 +97,7 @@ class AdapterConfig:
             every task trains all parameters (V1).
         projector: see :class:`ProjectorConfig`.
         lora: see :class:`LoraConfig`.
+        mixture: see :class:`MixtureConfig`.
     """
 
     fusion: str = "early"
@@ -93,6 +116,7 @@ class AdapterConfig:
     ownership: str = "disjoint"
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AdapterConfig":
@@ -133,7 +157,16 @@ class AdapterConfig:
             found.append(f"adapter.prompt_layers is {last!r}; this LLaMA has {layers} layers")
         if last and not self.prompt_length:
             found.append("adapter.prompt_length is 0 while adapter.prompt_layers is not: set both to 0 for no prompts")
-        found += self.early_problems(layers, last) if self.fusion == "early" else self.late_problems(last)
+        if self.fusion == "early":
+            found += self.early_problems(layers, last)
+        elif self.visual_layers:
+            found.append(
+                f"adapter.visual_layers is {self.visual_layers} with adapter.fusion={self.fusion}; early fusion alone "
+                "has layers that read visual prompts: set it to 0"
+            )
+        if self.fusion == "late":
+            found += self.late_problems(last)
+        found += self.mixture_problems(llama.hidden_size)
         if self.sees and self.projector.kind == "queries":
             heads = self.projector.heads
             if not self.visual_length:
@@ -156,11 +189,6 @@ class AdapterConfig:
 
     def late_problems(self, last: int) -> list[str]:
         found = []
-        if self.visual_layers:
-            found.append(
-                f"adapter.visual_layers is {self.visual_layers} with adapter.fusion=late, which adds what is seen to "
-                "the adaptation prompts: set it to 0"
-            )
         if not last:
             found.append("adapter.fusion=late adds what is seen to adaptation prompts, but adapter.prompt_layers is 0")
         if self.projector.kind == "linear_patches":
@@ -170,6 +198,20 @@ class AdapterConfig:
                 f"adapter.visual_length {self.visual_length} must equal adapter.prompt_length {self.prompt_length} "
                 "with adapter.fusion=late, or be 1 and serve them all"
             )
+        return found
+
+    def mixture_problems(self, hidden_size: int) -> list[str]:
+        mixture, found = self.mixture, []
+        if mixture.width and self.fusion != "tokens":
+            found.append(
+                f"adapter.mixture.width is {mixture.width} with adapter.fusion={self.fusion}: its router reads the "
+                "modality token, which only adapter.fusion=tokens has"
+            )
+        if mixture.vision_blocks and not mixture.width:
+            found.append("adapter.mixture.vision_blocks is set while adapter.mixture.width is 0: set both or none")
+        for name, size in (("mixture.width", mixture.width), ("mixture.vision_width", mixture.vision_width)):
+            if mixture.width and (not mixture.groups or size % mixture.groups or hidden_size % mixture.groups):
+                found.append(f"adapter.{name} {size} must be a multiple of adapter.mixture.groups {mixture.groups}")
         return found
 
 
@@ -189,10 +231,13 @@ def wrong_values(section: Any, prefix: str) -> Iterator[str]:
             yield f"{prefix}.{f.name} is {value!r}; choose one of {', '.join(CHOICES[f.name])}"
         if f.type is bool and not isinstance(value, bool):
             yield f"{prefix}.{f.name} is {value!r}; it must be true or false"
-        least = 1 if f.name in ("width", "scales") else 0
+        least = 1 if prefix == "adapter.projector" and f.name in ("width", "scales") else 0
         if f.type is int and not is_count(value, least):
             yield f"{prefix}.{f.name} is {value!r}; it must be a whole number, {least} or more"
-        if f.type is float and (type(value) not in (int, float) or value <= 0):
+        if f.name == "dropout":
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                yield f"{prefix}.dropout is {value!r}; it must be a fraction from 0 to below 1"
+        elif f.type is float and (type(value) not in (int, float) or value <= 0):
             yield f"{prefix}.{f.name} is {value!r}; it must be a number above 0"
         if f.name == "linears" and (not isinstance(value, tuple) or set(value) - set(LINEARS)):
             yield f"{prefix}.linears is {value!r}; give a list of {', '.join(LINEARS)}"

@@ -5,21 +5,26 @@ The adapter is apart from the base: its parameters live in modules of their own 
 adapter out gives the base back exactly.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
-from lav2.adapter.config import LINEARS, AdapterConfig
-from lav2.adapter.hooks import AdapterHooks, FinalNormHooks, Seen
-from lav2.adapter.ownership import trains
+from lav2.adapter.config import LINEARS, AdapterConfig, MixtureConfig
+from lav2.adapter.hooks import AdapterHooks, OuterHooks, Seen
+from lav2.adapter.mixture import MixtureOfModality
+from lav2.adapter.ownership import trains, used
 from lav2.adapter.prompts import AdaptationPrompts, Gate
 from lav2.adapter.tuning import LinearTuning, LowRank, NormTuning
 from lav2.errors import UserError
 from lav2.llama import BlockHooks, Llama
 from lav2.llama.model import Block
+from lav2.vision.encoder import VisionEncoder
 from lav2.vision.projector import BottleneckProjector, LinearProjector, QueryProjector
 
 
 class LayerTuning(nn.Module):
-    """What the instruction group adds to one block: bias tuning, LoRA, norms and, in the last L blocks, prompts."""
+    """What the instruction group adds to one block: bias tuning, LoRA, norms, mixture and, in the last L, prompts."""
 
     def __init__(self, block: Block, config: AdapterConfig, prompts: AdaptationPrompts | None):
         super().__init__()
@@ -35,6 +40,8 @@ class LayerTuning(nn.Module):
                 self.linears[name] = LinearTuning(linear, bias, scale, lora)
         names = () if config.norms == "none" else ("attention_norm", "ffn_norm")
         self.norms = nn.ModuleDict({name: NormTuning(getattr(block, name)) for name in names})
+        size = block.attention.wq.in_features
+        self.mixture = new_mixture(size, config.mixture) if config.mixture.width else None
 
 
 class InstructionGroup(nn.Module):
@@ -55,6 +62,8 @@ class InstructionGroup(nn.Module):
             for index, block in enumerate(llama.layers)
         )
         self.norm = NormTuning(llama.norm) if config.norms == "all" else None
+        # LaVIN's modality token: without an image, with one
+        self.modality = nn.Parameter(torch.randn(2, shape.hidden_size)) if config.fusion == "tokens" else None
 
 
 class CaptionGroup(nn.Module):
@@ -67,29 +76,40 @@ class CaptionGroup(nn.Module):
             self.projector = QueryProjector(
                 feature_width, size, projector.width, projector.blocks, projector.heads, config.visual_length
             )
-        elif projector.kind == "bottleneck":
-            self.projector = BottleneckProjector(feature_width, size, projector.width, projector.scales)
+        elif projector.kind in ("bottleneck", "mlp"):
+            scales = projector.scales if projector.kind == "bottleneck" else None
+            self.projector = BottleneckProjector(feature_width, size, projector.width, scales)
         else:
             self.projector = LinearProjector(feature_width, size, pooled=projector.kind == "linear_pooled")
         early = config.visual_layers if config.fusion == "early" else 0
         self.gates = nn.ModuleList(new_gate(llama, config) for _ in range(early))
+        mixture = config.mixture  # in the image encoder
+        self.mixtures = nn.ModuleList(new_mixture(mixture.vision_width, mixture) for _ in range(mixture.vision_blocks))
 
 
 def new_gate(llama: Llama, config: AdapterConfig) -> Gate:
     return Gate(llama.config.num_heads, config.gate == "per_head", config.gate_activation == "tanh", config.new_gate)
 
 
+def new_mixture(size: int, config: MixtureConfig) -> MixtureOfModality:
+    return MixtureOfModality(size, config.width, config.groups, config.temperature, config.dropout)
+
+
 class AdaptedLlama(nn.Module):
     """A frozen LLaMA and its adapter: tokens (B, T), features (B, S, F) or None → logits (B, T, V).
 
-    ``llama`` holds what is frozen, ``adapter`` all that trains: ``adapter.caption`` and ``adapter.instruction``.
+    ``llama`` holds what is frozen, ``adapter`` all that trains: ``adapter.caption`` and ``adapter.instruction``. An
+    adapter with mixtures in the image encoder needs the ``encoder`` as well, and reads pixels in place of features.
     """
 
-    def __init__(self, llama: Llama, config: AdapterConfig, feature_width: int | None):
+    def __init__(
+        self, llama: Llama, config: AdapterConfig, feature_width: int | None, encoder: VisionEncoder | None = None
+    ):
         super().__init__()
         self.config = config
         self.feature_width = feature_width
         self.llama = llama.requires_grad_(False)
+        self.encoder = encoder if config.mixture.vision_blocks else None
         groups = {"instruction": InstructionGroup(llama, config)}
         if config.sees:
             groups["caption"] = CaptionGroup(llama, config, feature_width)
@@ -102,7 +122,8 @@ class AdaptedLlama(nn.Module):
 
         Args:
             tokens: (B, T), padded at the right or not at all.
-            visual: features (B, S, F) of one image a row from the frozen encoder; ``None`` leaves the visual path out.
+            visual: features (B, S, F) of one image a row from the frozen encoder, or its pixels (B, 3, H, W) where the
+                encoder is adapted too; ``None`` leaves the visual path out.
             task: ``caption`` or ``instruction`` gives gradients to that task's parameters only; ``None`` to all.
             has_image: (B,) booleans where only some rows have one; the others' features are read but count for nothing.
         """
@@ -127,18 +148,24 @@ class AdaptedLlama(nn.Module):
         """
         train = trains("instruction", task, self.config.ownership)
         instruction: InstructionGroup = self.adapter["instruction"]
-        seen = [None] * len(instruction.layers) if visual is None else self.see(visual, task, has_image)
+        prompts = None
+        if visual is not None:
+            prompts = self.visual_prompts(visual, trains("caption", task, self.config.ownership))
+        modality = None if instruction.modality is None else used(instruction.modality, train)
+        outer = OuterHooks(instruction.norm, train, modality, prompts)
+        seen = self.seen(prompts, task, has_image)
         hooks = [
-            AdapterHooks(tuning, train, seen[index], self.config.prompt_projection, keep)
+            AdapterHooks(tuning, train, seen[index], outer, self.config.prompt_projection, keep)
             for index, tuning in enumerate(instruction.layers)
         ]
-        return [*hooks, FinalNormHooks(instruction.norm, train)]
+        return [*hooks, outer]
 
-    def see(self, visual: Tensor, task: str | None, has_image: Tensor | None) -> list[Seen | None]:
-        """What each block is given of a batch's images."""
+    def seen(self, prompts: Tensor | None, task: str | None, has_image: Tensor | None) -> list[Seen | None]:
+        """What each block is given of a batch's visual prompts; nothing, where they are tokens or there are none."""
         train = trains("caption", task, self.config.ownership)
-        prompts = self.visual_prompts(visual, train)
         layers = len(self.llama.layers)
+        if prompts is None or self.config.fusion == "tokens":
+            return [None] * layers
         present = None if has_image is None else has_image[:, None, None].to(prompts.dtype)
         if self.config.fusion == "late":
             return [Seen(prompts if present is None else prompts * present, None)] * layers
@@ -148,9 +175,11 @@ class AdaptedLlama(nn.Module):
         return [Seen(prompts, gate) for gate in gates] + [None] * (layers - len(gates))
 
     def visual_prompts(self, visual: Tensor, train: bool = True) -> Tensor:
-        """Features (B, S, F) → visual prompts (B, P, C)."""
+        """Features (B, S, F), or pixels where the encoder is adapted too, → visual prompts (B, P, C)."""
         if "caption" not in self.adapter:
             raise UserError("this adapter has no visual path (adapter.visual_layers is 0), so it cannot see an image")
+        if self.config.mixture.vision_blocks:
+            visual = self.encode(visual, train)
         if visual.dim() != 3 or visual.shape[-1] != self.feature_width:
             raise UserError(
                 f"visual features have shape {tuple(visual.shape)}; this adapter expects "
@@ -160,14 +189,34 @@ class AdaptedLlama(nn.Module):
         prompts = projector(visual.to(projector.output.weight.dtype))
         return prompts if train else prompts.detach()
 
+    def encode(self, pixels: Tensor, train: bool) -> Tensor:
+        """Pixels (B, 3, H, W) → features (B, S, F) of the encoder with a mixture in front of each attention."""
 
-def adapt(llama: Llama, config: AdapterConfig | dict | None = None, feature_width: int | None = None) -> AdaptedLlama:
+        def adapter(mixture: MixtureOfModality) -> Callable[[Tensor], Tensor]:
+            def adapt_states(x: Tensor) -> Tensor:  # (B, S, width), class token first
+                first = x[:1] if self.config.mixture.routing == "first_of_batch" else x[:, :1]
+                return mixture(x, mixture.route(first, train), train)
+
+            return adapt_states
+
+        if self.encoder is None:
+            raise UserError("this adapter's mixtures stand in the image encoder: give it as adapt(…, encoder=…)")
+        return self.encoder(pixels, [adapter(mixture) for mixture in self.adapter["caption"].mixtures])
+
+
+def adapt(
+    llama: Llama,
+    config: AdapterConfig | dict | None = None,
+    feature_width: int | None = None,
+    encoder: VisionEncoder | None = None,
+) -> AdaptedLlama:
     """Put an adapter on ``llama``; its logits are the frozen model's, exactly, until it is trained.
 
     Args:
         llama: the base model; its parameters are frozen.
         config: an :class:`AdapterConfig` or its values; default: the paper's.
         feature_width: F of the encoder's features (``VisionEncoder.width``); may also stand in a dict ``config``.
+        encoder: the image encoder, where the adapter has parts in it (LaVIN).
 
     Raises:
         UserError: the config does not fit the model; all its problems are named.
@@ -181,4 +230,4 @@ def adapt(llama: Llama, config: AdapterConfig | dict | None = None, feature_widt
         problems.append("an adapter that sees images needs feature_width, the width of the encoder's features")
     if problems:
         raise UserError("; ".join(problems))
-    return AdaptedLlama(llama, config, feature_width)
+    return AdaptedLlama(llama, config, feature_width, encoder)

@@ -52,9 +52,13 @@ def part(name: str) -> str:
     """The part of the method a parameter belongs to, as the table lists it."""
     words = name.split(".")
     if words[0] != "adapter":
-        return "language model"
+        return "image encoder" if words[0] == "encoder" else "language model"
     if words[2] == "projector":
         return "visual projector"
+    if "mixture" in words or "mixtures" in words:
+        return "mixture, language" if "mixture" in words else "mixture, image encoder"
+    if words[-1] == "modality":
+        return "modality token"
     if "gate" in words or "gates" in words:
         return "gates"
     if "lora" in words:
@@ -87,6 +91,6 @@ def parameter_summary(model: nn.Module) -> dict:
         },
         "trainable": trainable,
         "total": trainable + totals[FROZEN],
-        "percent_of_base": round(100 * trainable / totals[FROZEN], 4),
+        "percent_of_base": round(100 * trainable / sum(p["count"] for p in parts if p["part"] == "language model"), 4),
         "owners": {name: owner(name) for name, _ in model.named_parameters()},
     }

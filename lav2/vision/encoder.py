@@ -4,14 +4,14 @@ import hashlib
 import logging
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -124,13 +124,20 @@ class VisionEncoder(nn.Module):
         pixels = self.transform(image.convert("RGB"))
         return pixels.flip(0) if self.channel_order == "BGR" else pixels
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Preprocessed images (B, 3, H, W) → features (B, num_tokens, width)."""
+    def forward(self, images: Tensor, adapters: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        """Preprocessed images (B, 3, H, W) → features (B, num_tokens, width).
+
+        ``adapters`` change the normalised states (B, S, width of the blocks) in front of each block's attention; with
+        them gradients flow through the encoder, which itself stays frozen.
+        """
+        with torch.set_grad_enabled(adapters is not None and torch.is_grad_enabled()):
+            return self.features(images, adapters)
+
+    def features(self, images: Tensor, adapters: Sequence[Callable[[Tensor], Tensor]] | None) -> Tensor:
         x = self.visual._embeds(images)
         class_tokens = []
         for number, block in enumerate(self.visual.transformer.resblocks, start=1):
-            x = block(x)
+            x = block(x) if adapters is None else adapted_block(block, x, adapters[number - 1])
             if self.tokens == "class_tokens" and number in self.layers:
                 class_tokens.append(x[:, 0])
         if class_tokens:
@@ -138,6 +145,12 @@ class VisionEncoder(nn.Module):
         elif self.tokens == "patches":
             x = x[:, 1:]
         return self.visual.ln_post(x) @ self.visual.proj if self.projected else x
+
+
+def adapted_block(block: ResidualAttentionBlock, x: Tensor, adapter: Callable[[Tensor], Tensor]) -> Tensor:
+    """``block`` on ``x`` (B, S, width) with ``adapter`` between its first norm and its attention."""
+    x = x + block.ls_1(block.attention(adapter(block.ln_1(x))))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def vision_problems(settings: Mapping[str, Any]) -> list[str]:

@@ -55,15 +55,19 @@ class LinearProjector(nn.Module):
 
 
 class BottleneckProjector(nn.Module):
-    """All ``scales`` tokens of an image joined and squeezed into one prompt: (B, scales, F) → (B, 1, hidden_size).
+    """Two linear layers with SiLU between: (B, S, F) → (B, P, hidden_size).
 
-    V1 paper, sec 3.3: multi-scale global features through a simple MLP; its activation is not given, SiLU is ours.
+    With ``scales`` that many tokens of an image are joined and become one prompt, P = 1 (V1 paper, sec 3.3: multi-scale
+    global features through a simple MLP; its activation is not given, SiLU is ours). Without, each token becomes a
+    prompt, P = S (LaVIN).
     """
 
-    def __init__(self, feature_width: int, hidden_size: int, width: int, scales: int):
+    def __init__(self, feature_width: int, hidden_size: int, width: int, scales: int | None = None):
         super().__init__()
-        self.input = nn.Linear(scales * feature_width, width)
+        self.joined = scales is not None
+        self.input = nn.Linear((scales or 1) * feature_width, width)
         self.output = nn.Linear(width, hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.output(F.silu(self.input(features.flatten(1))))[:, None]
+        x = features.flatten(1)[:, None] if self.joined else features
+        return self.output(F.silu(self.input(x)))
