@@ -1,5 +1,6 @@
 """Joint training with disjoint parameters (V2 paper, sec 4.2) as a LightningModule."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,12 +25,16 @@ class JointModule(LightningModule):
         model: the adapted model.
         optim: for each group that ``tasks`` train how its parameters are optimized.
         tasks: what to train; the parameters of a task left out stay as they are.
+        seed: of what a step draws (LaVIN's dropout).
     """
 
     strict_loading = False  # checkpoints hold the adapter only; on_load_checkpoint checks them strictly
 
-    def __init__(self, model: AdaptedLlama, optim: Mapping[str, TaskOptim], tasks: Sequence[str] = TASKS):
+    def __init__(
+        self, model: AdaptedLlama, optim: Mapping[str, TaskOptim], tasks: Sequence[str] = TASKS, seed: int = 0
+    ):
         super().__init__()
+        self.seed = seed
         self.model = model.train()
         self.tasks = list(tasks)
         groups = trained_groups(model, tasks, model.config.ownership)
@@ -37,6 +42,11 @@ class JointModule(LightningModule):
         for group in TASKS:
             for parameter in owned(model, group).values():
                 parameter.requires_grad_(group in groups)
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Let what a step draws depend on the seed and the step alone, so that a resumed run draws the same."""
+        place = f"{self.seed} {self.current_epoch} {batch_index} {self.global_rank}"
+        torch.manual_seed(zlib.crc32(place.encode()))
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
         losses = {task: response_loss(self.model, batch[task], task) for task in self.tasks}

@@ -91,7 +91,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if trainer.is_global_zero:
         write_parameters(model, folder)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    module = JointModule(model, build_optim(cfg), cfg.tasks)
+    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     finally:
