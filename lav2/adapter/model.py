@@ -5,6 +5,8 @@ The adapter is apart from the base: its parameters live in modules of their own 
 adapter out gives the base back exactly.
 """
 
+from copy import copy
+
 from torch import Tensor, nn
 
 from lav2.adapter.config import AdapterConfig
@@ -120,6 +122,14 @@ class AdapterHooks(BlockHooks):
             output = output + prompt_attention(query, key, value, gate)
         return output
 
+    def select(self, rows: Tensor) -> "AdapterHooks":
+        chosen = copy(self)  # what was bound stays whole: its owner may use it again
+        if self.visual is not None:
+            chosen.visual = (of_rows(self.visual[0], rows), self.visual[1])
+        if self.kept is not None:
+            chosen.kept = [(of_rows(key, rows), of_rows(value, rows), gate) for key, value, gate in self.kept]
+        return chosen
+
     def prompts(self, attention: Attention):
         """(key, value, gate) of each kind of prompt this block reads, through the block's own W_k and W_v.
 
@@ -137,6 +147,11 @@ class AdapterHooks(BlockHooks):
             else:
                 key, value = attention.wk(prompt), attention.wv(prompt)
             yield attention.heads(key, attention.num_kv_heads), attention.heads(value, attention.num_kv_heads), gate
+
+
+def of_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """``rows`` of ``x`` (B, …); a batch of one serves all rows as it is."""
+    return x if len(x) == 1 else x[rows]
 
 
 class FinalNormHooks(BlockHooks):
