@@ -1,6 +1,7 @@
 """An adapter's share of one forward pass: how its parts enter the frozen blocks (V2 paper, sec 4)."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,15 @@ class AdapterHooks(BlockHooks):
             output = output + prompt_attention(query, key, value, gate)
         return output
 
+    def select(self, rows: Tensor) -> "AdapterHooks":
+        chosen = copy(self)  # what was bound stays whole: its owner may use it again
+        if self.seen is not None:
+            chosen.seen = Seen(of_rows(self.seen.prompts, rows), of_rows(self.seen.gate, rows))
+        if self.kept is not None:
+            chosen.kept = [tuple(of_rows(x, rows) for x in prompt) for prompt in self.kept]
+        chosen.kept_route = of_rows(self.kept_route, rows)
+        return chosen
+
     def prompts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(prompts (B or 1, P, C), gate) of each kind this block reads."""
         seen, own = self.seen, self.tuning.prompts
@@ -91,7 +101,8 @@ class AdapterHooks(BlockHooks):
             yield seen.prompts, seen.gate
         if own is not None:
             prompt = own(self.train)
-            yield (prompt if seen is None or seen.gate is not None else prompt + seen.prompts), own.gate(self.train)
+            late = seen is not None and seen.gate is None
+            yield prompt + seen.prompts if late else prompt, own.gate(self.train)[None]
 
     def keys_and_values(self, attention: Attention) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(key, value, gate) of each kind of prompt, through the block's own W_k and W_v.
@@ -105,6 +116,11 @@ class AdapterHooks(BlockHooks):
             else:
                 key, value = attention.wk(prompt), attention.wv(prompt)
             yield attention.heads(key, attention.num_kv_heads), attention.heads(value, attention.num_kv_heads), gate
+
+
+def of_rows(x: Tensor | None, rows: Tensor) -> Tensor | None:
+    """``rows`` of ``x`` (B, …); a batch of one serves all rows as it is."""
+    return x if x is None or len(x) == 1 else x[rows]
 
 
 class OuterHooks(BlockHooks):

@@ -41,6 +41,10 @@ class BlockHooks:
         """Change the heads' ``output`` (B, H, T, D) before ``wo``; ``query`` (B, H, T, D) carries rotary positions."""
         return output
 
+    def select(self, rows: Tensor) -> "BlockHooks":
+        """These hooks for a batch made of ``rows`` (R,) of the present one: generation drops and repeats rows."""
+        return self
+
 
 UNCHANGED = BlockHooks()
 
@@ -77,6 +81,16 @@ class KVCache:
         self.value[:, :, self.length : end] = value
         self.length = end
         return self.key[:, :, :end], self.value[:, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with ``rows`` (R,) of the batch, in this order, repeated or dropped."""
+        self.key, self.value = self.key[rows], self.value[rows]
+
+    def reorder(self, rows: Tensor, start: int) -> None:
+        """Go on with ``rows`` (B,) of the batch, which are alike before slot ``start``, so that only the rest moves."""
+        moved = slice(start, self.length)
+        self.key[:, :, moved] = self.key[rows, :, moved]
+        self.value[:, :, moved] = self.value[rows, :, moved]
 
 
 def rotary(positions: Tensor, head_size: int, theta: float) -> Tensor:
@@ -194,14 +208,28 @@ class Llama(nn.Module):
             caches: one :class:`KVCache` per layer, filled by this call.
             hooks: one :class:`BlockHooks` per layer and, last, one for the embedding and the final norm.
         """
-        hooks = hooks or [UNCHANGED] * (len(self.layers) + 1)
         start = caches[0].length if caches else 0
         length = tokens.shape[1]
         positions = torch.arange(start, start + length, device=tokens.device)
-        mask = attention_mask(positions, padding, hooks[-1].hides_first)
+        mask = attention_mask(positions, padding, bool(hooks) and hooks[-1].hides_first)
         if padding is not None:
             positions = (positions - padding[:, None]).clamp(min=0)
-        turns = rotary(positions, self.config.head_size, self.config.rope_theta)
+        return self.blocks(tokens, self.turns(positions), mask, caches, hooks)
+
+    def turns(self, positions: Tensor) -> Tensor:
+        """The rotary turns of this model at ``positions`` (T,) or (B, T): (1 or B, 1, T, D/2)."""
+        return rotary(positions, self.config.head_size, self.config.rope_theta)
+
+    def blocks(
+        self,
+        tokens: Tensor,
+        turns: Tensor,
+        mask: Tensor | None,
+        caches: list[KVCache] | None = None,
+        hooks: Sequence[BlockHooks] | None = None,
+    ) -> Tensor:
+        """What :meth:`hidden` gives, with rotary ``turns`` and attention ``mask`` (1 or B, 1, T, S) made elsewhere."""
+        hooks = hooks or [UNCHANGED] * (len(self.layers) + 1)
         x = hooks[-1].embed(self.tok_embeddings, tokens)
         for index, layer in enumerate(self.layers):
             x = layer(x, turns, mask, caches[index] if caches else None, hooks[index])
