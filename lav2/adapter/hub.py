@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
 from safetensors.torch import load_file
 
 from lav2.adapter.config import AdapterConfig
@@ -141,6 +141,7 @@ def model_card(repo_id: str, config: dict[str, Any], parameters: int) -> str:
         if vision
         else "none",
         "prompt template": config.get("template", "not stated"),
+        "origin": f"converted from {config['converted_from']}" if "converted_from" in config else "trained with lav2",
         "adapter, where it differs from the paper's V2": f"`{json.dumps(changed)}`" if changed else "nowhere",
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
@@ -153,8 +154,8 @@ tags:
 
 # {repo_id.split("/")[-1]}
 
-An adapter for a frozen LLaMA, made with lav2 (LLaMA-Adapter V2, arXiv 2304.15010). The base model's weights are not in
-here; it is checked by its fingerprint when the adapter is loaded.
+An adapter for a frozen LLaMA, in the format of lav2 (LLaMA-Adapter V2, arXiv 2304.15010). The base model's weights are
+not in here; the base is checked by its fingerprint when the adapter is loaded.
 
 ```python
 from lav2 import load
@@ -173,6 +174,10 @@ def clear_hub_errors(repo_id: str, endpoint: str) -> Iterator[None]:
     """Turn what the Hub's client raises into one line."""
     try:
         yield
+    except HFValidationError:
+        raise UserError(f"{repo_id!r} is no name on the Hub: give org/name") from None
+    except RevisionNotFoundError:
+        raise UserError(f"{repo_id} at {endpoint} has no such revision") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 404):
