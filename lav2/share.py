@@ -28,9 +28,7 @@ def parser() -> ArgumentParser:
     made.add_argument("adapter", help="an adapter or run folder, or org/name on the Hub")
     made.add_argument("folder", help="the LLaMA folder to write")
     made.add_argument("--base", help="the base model; default: where it was when the adapter was trained")
-    made.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float16", help="of the weights written"
-    )
+    made.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the weights; default: {DTYPES[0]}")
     made.add_argument("--text-only", action="store_true", help="leave the visual path out: the exported model is blind")
 
     made = command(push, "an adapter folder → the Hub; log in with `hf auth login` first")
@@ -58,11 +56,12 @@ def export(args: Namespace) -> None:
     import torch
 
     from lav2.adapter import AdapterConfig, load_adapter, read_adapter_config
-    from lav2.adapter.export import check_foldable, export_llama
+    from lav2.adapter.export import check_foldable, check_new, export_llama
     from lav2.adapter.hub import find_adapter
     from lav2.inference import find_base, find_tokenizer
     from lav2.llama import LlamaConfig, load_llama
 
+    check_new(args.folder)
     folder = find_adapter(args.adapter)
     config = read_adapter_config(folder)
     check_foldable(AdapterConfig.from_dict(config["adapter"]), LlamaConfig(**config["base"]["shape"]), args.text_only)
@@ -86,7 +85,12 @@ def pull(args: Namespace) -> None:
     print(f"the adapter is in {pull_adapter(args.repo_id, args.folder, args.revision)}")
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command of the command line, or of ``arguments``; mistakes end the program as in ``train.py``."""
     with clear_errors():
-        arguments = parser().parse_args()
-        arguments.task(arguments)
+        parsed = parser().parse_args(arguments)
+        parsed.task(parsed)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,9 +26,16 @@ def export_llama(
     Biases stand there as ``attention_bias`` and ``mlp_bias``. The model is used up, see :func:`fold`.
 
     Raises:
-        UserError: see :func:`check_foldable`.
+        UserError: see :func:`check_foldable` and :func:`check_new`.
     """
+    check_new(folder)
     save_llama(fold(model, text_only), tokenizer_path, folder, dtype)
+
+
+def check_new(folder: str | Path) -> None:
+    """Refuse to write over a model, which may be the base itself."""
+    if (Path(folder) / "config.json").exists():
+        raise UserError(f"{folder} holds a model already: name a new folder for the folded LLaMA")
 
 
 def check_foldable(adapter: AdapterConfig, llama: LlamaConfig, text_only: bool = False) -> None:

@@ -1,7 +1,6 @@
 """An adapter without prompts, folded, is a LLaMA that transformers reads and that says the same."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,6 @@ TUNED = {
     "feed_forward_alone": {"linears": ["w2"], "scale": "none", "norms": "none"},
     "norms_alone": {"bias": False, "scale": "none"},
 }
-needs_transformers = pytest.mark.skipif(sys.version_info < (3, 11), reason="transformers 5 needs Python 3.11")
 
 
 def small_llama(**changes) -> Llama:
@@ -48,15 +46,13 @@ def trained(llama: Llama, **changes) -> AdaptedLlama:
 
 
 def logits_by_transformers(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
-    from transformers import LlamaForCausalLM
-
-    model, info = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    transformers = pytest.importorskip("transformers", reason="needs transformers (Python 3.11+)")
+    model, info = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     with torch.no_grad():
         return model.eval()(tokens).logits
 
 
-@needs_transformers
 @pytest.mark.parametrize("changes", TUNED.values(), ids=TUNED)
 def test_transformers_reads_it_and_says_the_same(changes, tokens, tmp_path):
     llama = small_llama()
@@ -68,7 +64,6 @@ def test_transformers_reads_it_and_says_the_same(changes, tokens, tmp_path):
     assert (logits_by_transformers(tmp_path, tokens) - expected).abs().max() < 1e-5
 
 
-@needs_transformers
 @pytest.mark.parametrize("shape", [{"tie_embeddings": True}, {"num_kv_heads": 4}], ids=str)
 def test_any_shape_of_llama(shape, tokens, tmp_path):
     model = trained(small_llama(**shape))
@@ -78,7 +73,6 @@ def test_any_shape_of_llama(shape, tokens, tmp_path):
     assert (logits_by_transformers(tmp_path, tokens) - expected).abs().max() < 1e-5
 
 
-@needs_transformers
 def test_the_authors_chat_model_becomes_a_plain_llama(tokens, tmp_path):
     """From their file to transformers: what their formulas say, without any of our code at inference."""
     from lav2.adapter import load_adapter

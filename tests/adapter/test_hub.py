@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from lav2 import load
 from lav2.adapter import load_adapter, save_adapter
@@ -21,13 +20,7 @@ EMBEDDED = Path(__file__).parents[2] / "lav2" / "demo" / "weights"
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     hub = Hub()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.take_the_place(monkeypatch, tmp_path / "cache")
     yield hub
     hub.close()
 

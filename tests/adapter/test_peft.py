@@ -1,6 +1,5 @@
 """V1's language adapter is what peft calls ``adaption_prompt``: same weights, same logits, same gradients."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,8 @@ import lav2
 from lav2.adapter import adapt
 from lav2.llama import Llama, LlamaConfig, Tokenizer, save_llama
 
-if sys.version_info < (3, 11):
-    pytest.skip("peft is tested beside transformers 5, which needs Python 3.11", allow_module_level=True)
-
-from peft import AdaptionPromptConfig, get_peft_model
-from transformers import LlamaForCausalLM
+peft = pytest.importorskip("peft", reason="needs peft (Python 3.11+)")
+transformers = pytest.importorskip("transformers", reason="needs transformers (Python 3.11+)")
 
 TOKENIZER = Path(lav2.__file__).parent / "demo" / "weights" / "llama" / "tokenizer.model"
 # peft has V1's first release: one gate a layer, without tanh
@@ -39,9 +35,9 @@ def pair(request, tmp_path):
     shape = LlamaConfig(Tokenizer(TOKENIZER).vocab_size, 32, 4, 4, request.param, 48, max_length=64)
     llama = Llama(shape).reset_parameters(std=0.1)
     save_llama(llama, TOKENIZER, tmp_path, torch.float32)
-    theirs = get_peft_model(
-        LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32),
-        AdaptionPromptConfig(adapter_len=5, adapter_layers=3, task_type="CAUSAL_LM"),
+    theirs = peft.get_peft_model(
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32),
+        peft.AdaptionPromptConfig(adapter_len=5, adapter_layers=3, task_type="CAUSAL_LM"),
     )
     ours = adapt(llama, V1)
     with torch.no_grad():
