@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from lav2.adapter import AdaptedLlama, load_adapter, read_adapter_config
+from lav2.adapter.hub import find_adapter
 from lav2.data.sources import load_image
 from lav2.data.templates import Template
 from lav2.errors import UserError
@@ -33,7 +34,8 @@ def load(
     """A trained adapter on its base model.
 
     Args:
-        folder: an adapter folder, or a run folder that holds one.
+        folder: an adapter folder, or a run folder that holds one; where there is no such folder, ``"org/name"`` is an
+            adapter on the Hugging Face Hub.
         base: the base model's folder; default: where it was when the adapter was trained.
         vision_weights: the image encoder's weights; default: likewise.
         dtype: of the base weights.
@@ -42,25 +44,42 @@ def load(
     Raises:
         UserError: something is missing, or the base or the encoder is not the one the adapter was trained with.
     """
-    folder = Path(folder)
-    folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    folder = find_adapter(folder)
     config = read_adapter_config(folder)
-    base = Path(base or config["base_path"])
-    if not base.exists():
-        raise UserError(f"no base model at {base}: give the folder of the LLaMA that {folder} was trained on as base=")
+    base = find_base(folder, config, base)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = None
     if vision := config["vision"]:
-        encoder = VisionEncoder(**vision | ({"weights": vision_weights} if vision_weights else {}))
-        if encoder.fingerprint != config["vision_fingerprint"]:
+        weights = vision_weights or vision["weights"]
+        if not weights or not Path(weights).is_file():
             raise UserError(
-                f"the image encoder {vision['name']} with {vision_weights or vision['weights']} is not the one that "
-                f"{folder} was trained with: give its weights as vision_weights="
+                f"{folder} sees through open_clip's {vision['name']}, and there are no weights of it at {weights}: "
+                "give their file as vision_weights="
+            )
+        encoder = VisionEncoder(**vision | {"weights": weights})
+        if config["vision_fingerprint"] not in (encoder.fingerprint, None):  # None: converted without the encoder
+            raise UserError(
+                f"the image encoder {vision['name']} with {weights} is not the one that {folder} was trained with: "
+                "give its weights as vision_weights="
             )
         encoder.to(device)
     model = load_adapter(folder, load_llama(base, dtype), encoder).to(device)
-    tokenizer = Tokenizer(config["tokenizer"] if Path(config["tokenizer"]).exists() else base / "tokenizer.model")
+    tokenizer = Tokenizer(find_tokenizer(config, base))
     return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
+
+
+def find_base(folder: Path, config: dict[str, Any], base: str | Path | None = None) -> Path:
+    """The base model of the adapter in ``folder``: ``base``, or where the adapter's config says it was."""
+    base = Path(base or config["base_path"])
+    if not base.exists():
+        raise UserError(f"no base model at {base}: give the folder of the LLaMA that {folder} was trained on as base=")
+    return base
+
+
+def find_tokenizer(config: dict[str, Any], base: Path) -> Path:
+    """The tokenizer an adapter was trained with: where its config says it was, or the one in its base's folder."""
+    path = Path(config["tokenizer"])  # a name alone, from the Hub, is no file in whatever folder one happens to be
+    return path if path.is_absolute() and path.exists() else base / "tokenizer.model"
 
 
 class Assistant:

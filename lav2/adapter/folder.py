@@ -63,11 +63,11 @@ def load_adapter(folder: str | Path, llama: Llama, encoder: VisionEncoder | None
         UserError: the base model is another one (says what differs), or a tensor is missing, unexpected or misshapen.
     """
     config, weights = read_adapter_config(folder), Path(folder) / WEIGHTS
-    trained_on = LlamaConfig(**config["base"]["shape"])
+    trained_on = asdict(LlamaConfig(**config["base"]["shape"]))
     differences = [
-        f"{name} {value} instead of {getattr(trained_on, name)}"
+        f"{name} {value} instead of {trained_on[name]}"
         for name, value in asdict(llama.config).items()
-        if value != getattr(trained_on, name)
+        if value != trained_on[name]
     ]
     if differences:
         raise UserError(
