@@ -11,7 +11,7 @@ from lav2.adapter import AdaptedLlama, load_adapter, read_adapter_config
 from lav2.data.sources import load_image
 from lav2.data.templates import Template
 from lav2.errors import UserError
-from lav2.llama import Tokenizer, load_llama
+from lav2.llama import Tokenizer, load_llama, load_tokenizer
 from lav2.llama.generation import generate
 from lav2.vision import VisionEncoder
 
@@ -29,7 +29,7 @@ def load(
 
     Args:
         folder: an adapter folder, or a run folder that holds one.
-        base: the base model's folder; default: where it was when the adapter was trained.
+        base: the base model's folder or file; default: where it was when the adapter was trained.
         vision_weights: the image encoder's weights; default: likewise.
         dtype: of the base weights.
         device: where to run; default: a GPU if there is one.
@@ -42,7 +42,9 @@ def load(
     config = read_adapter_config(folder)
     base = Path(base or config["base_path"])
     if not base.exists():
-        raise UserError(f"no base model at {base}: give the folder of the LLaMA that {folder} was trained on as base=")
+        raise UserError(
+            f"no base model at {base}: give the folder or file of the LLaMA that {folder} was trained on as base="
+        )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = None
     if vision := config["vision"]:
@@ -54,7 +56,8 @@ def load(
             )
         encoder.to(device)
     model = load_adapter(folder, load_llama(base, dtype)).to(device)
-    tokenizer = Tokenizer(config["tokenizer"] if Path(config["tokenizer"]).exists() else base / "tokenizer.model")
+    stored = Path(config["tokenizer"])
+    tokenizer = load_tokenizer(stored if stored.exists() else base, model.llama.config.vocab_size)
     return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
 
 
