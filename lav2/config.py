@@ -15,8 +15,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
 from lav2.errors import UserError
-from lav2.llama import LlamaConfig
+from lav2.llama import LlamaConfig, load_tokenizer
+from lav2.llama.gguf import GgufCheckpoint
 from lav2.llama.loading import read_config
+from lav2.llama.tokenizer import tokenizer_file
 from lav2.tasks import TASKS
 from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
@@ -32,10 +34,10 @@ def has_weights(cfg: DictConfig) -> bool:
 
 
 def llama_shape(cfg: DictConfig) -> LlamaConfig:
-    """The base model's shape: read from its folder, or as the config states it.
+    """The base model's shape: read from its folder or file, or as the config states it.
 
     Raises:
-        UserError: the folder holds no LLaMA, or one of another size than the config says; or what it says is no shape.
+        UserError: there is no LLaMA, or one of another size than the config says; or what it says is no shape.
     """
     try:
         stated = LlamaConfig(**cfg.llama.shape) if cfg.llama.shape else None
@@ -47,7 +49,8 @@ def llama_shape(cfg: DictConfig) -> LlamaConfig:
         return stated
     if not isinstance(cfg.llama.path, str):
         raise UserError(f"llama.path is {cfg.llama.path!r}; name the folder of the base model")
-    found = read_config(Path(cfg.llama.path))
+    path = Path(cfg.llama.path)
+    found = GgufCheckpoint(path).config if path.suffix == ".gguf" else read_config(path)
     for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
         if stated and getattr(found, name) != getattr(stated, name):
             raise UserError(
@@ -58,7 +61,8 @@ def llama_shape(cfg: DictConfig) -> LlamaConfig:
 
 
 def tokenizer_path(cfg: DictConfig) -> Path:
-    return Path(cfg.llama.tokenizer or Path(cfg.llama.path) / "tokenizer.model")
+    """The tokenizer's file: ``llama.tokenizer``, or else what the base model's folder or file holds."""
+    return tokenizer_file(cfg.llama.tokenizer or cfg.llama.path)
 
 
 def adapter_config(cfg: DictConfig) -> AdapterConfig:
@@ -136,13 +140,12 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
 def llama_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.llama.dtype not in tuple(DTYPES):
         yield f"llama.dtype is {cfg.llama.dtype!r}; choose one of {', '.join(DTYPES)}"
-    llama_shape(cfg)
+    shape = llama_shape(cfg)
     if has_weights(cfg):
         weights = Path(cfg.llama.path) / "model.safetensors"
-        if not weights.is_file():
+        if Path(cfg.llama.path).suffix != ".gguf" and not weights.is_file():
             yield f"no weights at {weights}: a LLaMA folder holds config.json and all weights in one model.safetensors"
-        if not tokenizer_path(cfg).is_file():
-            yield f"no tokenizer at {tokenizer_path(cfg)}: set llama.tokenizer to a SentencePiece tokenizer.model"
+        load_tokenizer(tokenizer_path(cfg), shape.vocab_size)
 
 
 def adapter_problems(cfg: DictConfig) -> Iterator[str]:

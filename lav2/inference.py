@@ -14,7 +14,7 @@ from lav2.adapter.hub import find_adapter
 from lav2.data.sources import load_image
 from lav2.data.templates import Template
 from lav2.errors import UserError
-from lav2.llama import BlockHooks, Tokenizer, load_llama
+from lav2.llama import BlockHooks, Tokenizer, load_llama, load_tokenizer
 from lav2.llama.decoder import check_prompts
 from lav2.llama.generation import generate, stream
 from lav2.llama.settings import GenerationSettings
@@ -36,7 +36,7 @@ def load(
     Args:
         folder: an adapter folder, or a run folder that holds one; where there is no such folder, ``"org/name"`` is an
             adapter on the Hugging Face Hub.
-        base: the base model's folder; default: where it was when the adapter was trained.
+        base: the base model's folder or file; default: where it was when the adapter was trained.
         vision_weights: the image encoder's weights; default: likewise.
         dtype: of the base weights.
         device: where to run; default: a GPU if there is one.
@@ -64,7 +64,7 @@ def load(
             )
         encoder.to(device)
     model = load_adapter(folder, load_llama(base, dtype), encoder).to(device)
-    tokenizer = Tokenizer(find_tokenizer(config, base))
+    tokenizer = load_tokenizer(find_tokenizer(config, base), model.llama.config.vocab_size)
     return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
 
 
@@ -72,14 +72,16 @@ def find_base(folder: Path, config: dict[str, Any], base: str | Path | None = No
     """The base model of the adapter in ``folder``: ``base``, or where the adapter's config says it was."""
     base = Path(base or config["base_path"])
     if not base.exists():
-        raise UserError(f"no base model at {base}: give the folder of the LLaMA that {folder} was trained on as base=")
+        raise UserError(
+            f"no base model at {base}: give the folder or file of the LLaMA that {folder} was trained on as base="
+        )
     return base
 
 
 def find_tokenizer(config: dict[str, Any], base: Path) -> Path:
-    """The tokenizer an adapter was trained with: where its config says it was, or the one in its base's folder."""
+    """The tokenizer an adapter was trained with: where its config says it was, or the one that its base brings."""
     path = Path(config["tokenizer"])  # a name alone, from the Hub, is no file in whatever folder one happens to be
-    return path if path.is_absolute() and path.exists() else base / "tokenizer.model"
+    return path if path.is_absolute() and path.exists() else base
 
 
 class Assistant:

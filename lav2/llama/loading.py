@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lav2.errors import UserError
 from lav2.llama.config import LlamaConfig
+from lav2.llama.gguf import GgufCheckpoint
 from lav2.llama.model import Llama
 from lav2.llama.tokenizer import Tokenizer
 
@@ -60,6 +61,8 @@ def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
             another one, or a tensor is missing, unexpected or misshapen (named in the message).
     """
     folder = Path(path)
+    if folder.suffix == ".gguf":
+        return load_gguf(folder, dtype)
     config = read_config(folder)
     weights_path = folder / "model.safetensors"
     tensors = {our_name(name): tensor for name, tensor in read_tensors(weights_path).items()}
@@ -70,6 +73,17 @@ def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
         if name.endswith(("wq.weight", "wk.weight")):
             tensors[name] = pairs_from_halves(tensors[name], config.head_size)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def load_gguf(path: Path, dtype: torch.dtype) -> Llama:
+    """The frozen LLaMA in the GGUF file ``path``; as :func:`load_llama`."""
+    checkpoint = GgufCheckpoint(path)
+    with torch.device("meta"):
+        model = Llama(checkpoint.config)
+    found = {name: torch.empty(shape, device="meta") for name, shape in checkpoint.shapes.items()}
+    check_tensors(found, {name: p.shape for name, p in model.named_parameters()}, path)
+    model.load_state_dict({name: checkpoint[name].to(dtype, copy=True) for name in checkpoint}, assign=True)
     return model.requires_grad_(False).eval()
 
 

@@ -28,7 +28,7 @@ from lav2.config import (
 )
 from lav2.data.sources import CAPTION_PROMPT
 from lav2.errors import UserError
-from lav2.llama import Llama, Tokenizer, load_llama
+from lav2.llama import Llama, load_llama, load_tokenizer
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, Gates
 from lav2.training.module import JointModule
@@ -83,7 +83,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         ],
     )
     data = build_data(cfg)
-    data.prepare(Tokenizer(tokenizer_path(cfg)), encoder and encoder.to(trainer.strategy.root_device))
+    data.prepare(load_tokenizer(tokenizer_path(cfg)), encoder and encoder.to(trainer.strategy.root_device))
 
     torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
     llama = load_llama(cfg.llama.path, DTYPES[cfg.llama.dtype])
