@@ -60,7 +60,9 @@ def print_scores(results: Results) -> None:
     console = Console()
     console.print(table)
     for one in results.tables:
-        table = Table(*one.header, title=one.title)
+        table = Table(title=one.title, box=None, padding=(0, 1, 0, 0))  # nine columns fit into 80 characters
+        for place, name in enumerate(one.header):
+            table.add_column(name, justify="right" if place else "left", no_wrap=True)
         for row in one.rows:
             table.add_row(*map(_cell, row))
         console.print(table)

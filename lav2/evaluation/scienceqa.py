@@ -108,9 +108,9 @@ class ScienceQA:
             )
             for question, answer, letter in zip(questions, answers, letters, strict=True)
         ]
-        rows = [[f"this run ({self.split})", *columns.values()]]
-        rows += [[f"{name} (test, published)", *values] for name, values in PUBLISHED.items()]
-        table = ScoreTable("accuracy in percent", ["", *COLUMNS], rows)
+        rows = [["this run", *columns.values()], *([name, *values] for name, values in PUBLISHED.items())]
+        title = f"accuracy in percent: this run on {self.split}, published rows on test"
+        table = ScoreTable(title, ["", *COLUMNS], rows)
         settings = {"generation": dict(self.generation), "problems": problems.places}
         return Results(self.name, scores, predictions, settings, tables=[table])
 
