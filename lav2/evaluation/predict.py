@@ -7,7 +7,6 @@ instruction, its input, or the image (path, size, time of change). Delete the jo
 """
 
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from rich.progress import track
 from lav2.adapter.folder import CONFIG, WEIGHTS
 from lav2.errors import UserError
 from lav2.inference import Assistant
+from lav2.llama.settings import generation_problems
 
 BATCH_SIZE = 32
 
@@ -118,7 +118,7 @@ class Predictor:
                 print(f"longer than the model reads, so answered with nothing: {instructions[row][:60]!r} …")
             rest = [row for row in rows if row not in long]
             columns = ([column[row] for row in rest] for column in (instructions, images, inputs))
-            answers = self.assistant.generate(*columns, **generation) if rest else []
+            answers = self.assistant.generate(*columns, rows=rest, **generation) if rest else []
             made = dict(zip(rest, answers, strict=True))
             return [made.get(row, "") for row in rows]
 
@@ -184,12 +184,6 @@ def check(generation: Mapping[str, Any], **paths: str | Path | None) -> None:
     """
     missing = [f"paths.{name} is {path}" for name, path in paths.items() if path is None or not Path(path).exists()]
     problems = [f"{', '.join(missing)}: name existing files and folders to score"] if missing else []
-    parameters = inspect.signature(Assistant.generate).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    if unknown := [name for name in generation if name not in known]:
-        problems.append(f"eval.generation has no setting {unknown[0]!r}; it has {', '.join(known)}")
-    size = generation.get("batch_size", BATCH_SIZE)
-    if type(size) is not int or size < 1:
-        problems.append(f"eval.generation.batch_size is {size!r}; it must be a whole number, 1 or more")
+    problems += [f"eval.generation.{problem}" for problem in generation_problems(generation)]
     if problems:
         raise UserError("; ".join(problems))

@@ -163,7 +163,7 @@ def test_the_model_is_loaded_late(tmp_path):
     [
         (["eval=coco_caption"], "paths.annotations is None, paths.images is None"),
         (["eval=coco_caption", "eval.format=voc"], "eval.format is 'voc'"),
-        (["eval=coco_caption", "+eval.generation.max_tokens=3"], "no setting 'max_tokens'"),
+        (["eval=coco_caption", "+eval.generation.max_tokens=3"], "max_tokens is no generation setting"),
         (["eval=instructions", "eval.generation.batch_size=0"], "batch_size is 0"),
         (["eval=scienceqa"], "paths.scienceqa is None"),
         (["eval=mme", "paths.mme=/no/where"], "paths.mme is /no/where"),
@@ -180,5 +180,5 @@ def test_mistakes_show_before_weights_are_read(run_folder, monkeypatch, argument
 
 
 def test_all_mistakes_in_one_message(tmp_path):
-    with pytest.raises(UserError, match=r"paths.one is None, paths.two is /gone: .*; .*'beams'.*; .*batch_size is 1.5"):
+    with pytest.raises(UserError, match=r"paths.one is None, paths.two is /gone: .*; .*beams is no.*; .*batch_size is 1.5"):
         check({"beams": 3, "batch_size": 1.5}, one=None, two="/gone", three=tmp_path)
