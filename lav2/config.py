@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
 from lav2.errors import UserError
-from lav2.llama import LlamaConfig
+from lav2.llama import LlamaConfig, open_checkpoint
 from lav2.llama.loading import read_config
 from lav2.tasks import TASKS
 from lav2.training.data import JointData
@@ -31,10 +31,10 @@ def has_weights(cfg: DictConfig) -> bool:
 
 
 def llama_shape(cfg: DictConfig) -> LlamaConfig:
-    """The base model's shape: read from its folder, or as the config states it.
+    """The base model's shape: read from its folder or file, or as the config states it.
 
     Raises:
-        UserError: the folder holds no LLaMA, or one of another size than the config says; or what it says is no shape.
+        UserError: there is no LLaMA, or one of another size than the config says; or what it says is no shape.
     """
     try:
         stated = LlamaConfig(**cfg.llama.shape) if cfg.llama.shape else None
@@ -46,7 +46,7 @@ def llama_shape(cfg: DictConfig) -> LlamaConfig:
         return stated
     if not isinstance(cfg.llama.path, str):
         raise UserError(f"llama.path is {cfg.llama.path!r}; name the folder of the base model")
-    found = read_config(Path(cfg.llama.path))
+    found = read_config(cfg.llama.path)
     for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
         if stated and getattr(found, name) != getattr(stated, name):
             raise UserError(
@@ -136,9 +136,10 @@ def llama_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"llama.dtype is {cfg.llama.dtype!r}; choose one of {', '.join(DTYPES)}"
     llama_shape(cfg)
     if has_weights(cfg):
-        weights = Path(cfg.llama.path) / "model.safetensors"
-        if not weights.is_file():
-            yield f"no weights at {weights}: a LLaMA folder holds config.json and all weights in one model.safetensors"
+        try:
+            open_checkpoint(cfg.llama.path)
+        except UserError as error:
+            yield str(error)
         if not tokenizer_path(cfg).is_file():
             yield f"no tokenizer at {tokenizer_path(cfg)}: set llama.tokenizer to a SentencePiece tokenizer.model"
 
