@@ -67,7 +67,7 @@ class TorchFile:
             self.tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError:
             raise UserError(
-                f"{self.path} is refused: it holds more than tensors, and loading that could run code; "
+                f"{self.path} is refused: it is damaged or holds more than tensors, and loading that could run code; "
                 "get the weights as safetensors"
             ) from None
         except Exception as error:  # a damaged archive can raise anything

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lav2.errors import UserError
-from lav2.llama import LlamaConfig, RopeScaling, load_llama, save_llama
+from lav2.llama import Llama, LlamaConfig, RopeScaling, load_llama, save_llama
 from lav2.llama.generation import generate
-from lav2.llama.loading import fingerprint
+from lav2.llama.loading import fingerprint, read_config
 from tests.llama.stored import (
     GENERATIONS,
     TOKENIZER,
@@ -20,6 +20,12 @@ from tests.llama.stored import (
     small_llama,
 )
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 FORMS = ("safetensors", "shards", "bin", "bin shards")
 
 
@@ -186,6 +192,57 @@ def test_a_config_that_is_no_json_object_is_refused(folder, text, message):
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=f"config.json {message}"):
         load_llama(folder)
+
+
+# config.json of models that people have, as far as it bears on the shape, and how many parameters they have
+PUBLISHED = {
+    "LLaMA 7B": (
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32},
+        {"vocab_size": 32000, "rms_norm_eps": 1e-6},
+        6_738_415_616,
+    ),
+    "LLaMA 2 70B": (
+        {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_hidden_layers": 80},
+        {"vocab_size": 32000, "num_key_value_heads": 8, "rope_scaling": None, "max_position_embeddings": 4096},
+        68_976_648_192,
+    ),
+    "TinyLlama 1.1B": (
+        {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_hidden_layers": 22},
+        {"vocab_size": 32000, "num_key_value_heads": 4, "rope_scaling": None, "rope_theta": 10000.0},
+        1_100_048_384,
+    ),
+    "Llama 3.1 8B": (
+        {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_hidden_layers": 32},
+        {
+            "vocab_size": 128256,
+            "num_key_value_heads": 8,
+            "rope_theta": 500000.0,
+            "rope_scaling": {"factor": 8.0} | LLAMA3,
+        },
+        8_030_261_248,
+    ),
+    "Llama 3.2 1B": (
+        {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_hidden_layers": 16},
+        {"vocab_size": 128256, "num_key_value_heads": 8, "head_dim": 64, "rope_scaling": {"factor": 32.0} | LLAMA3}
+        | {"rope_theta": 500000.0, "tie_word_embeddings": True},
+        1_235_814_400,
+    ),
+    "SmolLM2 135M": (
+        {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_hidden_layers": 30},
+        {"vocab_size": 49152, "num_key_value_heads": 3, "rope_interleaved": False, "rope_theta": 100000}
+        | {"tie_word_embeddings": True},
+        134_515_008,
+    ),
+}
+
+
+@pytest.mark.parametrize(("size", "rest", "parameters"), PUBLISHED.values(), ids=PUBLISHED)
+def test_published_models_have_as_many_parameters(size, rest, parameters, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"} | size | rest))
+    config = read_config(tmp_path)
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in Llama(config).parameters()) == parameters
+    assert (config.rope_scaling and config.rope_scaling.factor) == (rest.get("rope_scaling") or {}).get("factor")
 
 
 def test_settings_that_change_nothing_are_accepted(folder):
