@@ -5,7 +5,7 @@ from lav2.llama.config import LlamaConfig, RopeScaling
 from lav2.llama.hugging_face import save_llama
 from lav2.llama.loading import load_llama, open_checkpoint
 from lav2.llama.model import BlockHooks, KVCache, Llama
-from lav2.llama.tokenizer import Tokenizer
+from lav2.llama.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "BlockHooks",
@@ -16,6 +16,7 @@ __all__ = [
     "RopeScaling",
     "Tokenizer",
     "load_llama",
+    "load_tokenizer",
     "open_checkpoint",
     "save_llama",
 ]

@@ -123,10 +123,14 @@ def save_llama(
     config = config_json(model.config)
     config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     config |= {"torch_dtype": str(dtype).removeprefix("torch.")}
+    # LLaMA has no biases; one that an adapter was folded into may have them
+    layer = model.layers[0]
+    config |= {"attention_bias": layer.attention.wq.bias is not None}
+    config |= {"mlp_bias": layer.feed_forward.w1.bias is not None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors = {}
     for name, tensor in model.state_dict().items():
-        if name.endswith(("wq.weight", "wk.weight")):
+        if name.endswith(("wq.weight", "wk.weight", "wq.bias", "wk.bias")):
             tensor = halves_from_pairs(tensor, model.config.head_size)
         tensors[their_name(name)] = tensor.to(dtype).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -151,7 +155,7 @@ def their_name(name: str) -> str:
 
 
 def pairs_from_halves(weight: Tensor, head_size: int) -> Tensor:
-    """Reorder query or key rows (out, in) from Hugging Face's rotary halves to Meta's rotary pairs."""
+    """Reorder query or key rows (out, in) or (out,) from Hugging Face's rotary halves to Meta's rotary pairs."""
     return weight.unflatten(0, (-1, 2, head_size // 2)).transpose(1, 2).flatten(0, 2)
 
 

@@ -5,15 +5,15 @@ import pickle
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
 
 from lav2.errors import UserError
-from lav2.llama import Checkpoint, load_llama, open_checkpoint, save_llama
+from lav2.llama import load_llama, open_checkpoint, save_llama
 from lav2.llama.loading import fingerprint
+from tests.llama.gguf_files import write_gguf
 from tests.llama.stored import TOKENIZER, random_llama, save_meta, save_shards, save_theirs, small_llama
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to measure memory")
@@ -158,19 +158,9 @@ def test_nothing_there(tmp_path):
         load_llama("/nowhere")
 
 
-def test_a_gguf_file_has_its_own_reader(tmp_path, monkeypatch):
-    inner = open_checkpoint(save_meta(tmp_path, small_llama()))
-
-    class GgufCheckpoint(Checkpoint):
-        def __init__(self, path):
-            self.path, self.config, self.shapes = path, inner.config, inner.shapes
-
-        def __getitem__(self, name):
-            return inner[name]
-
-    module = types.SimpleNamespace(GgufCheckpoint=GgufCheckpoint)
-    monkeypatch.setitem(sys.modules, "lav2.llama.gguf", module)
-    assert fingerprint(load_llama(tmp_path / "any.gguf")) == fingerprint(small_llama())
+def test_a_gguf_file_of_the_same_weights_is_the_same_base(tmp_path):
+    llama = small_llama()
+    assert fingerprint(load_llama(write_gguf(tmp_path / "llama.gguf", llama))) == fingerprint(llama)
 
 
 @needs_proc
