@@ -3,7 +3,6 @@
 llama.cpp rotates the pairs (x0, x1), (x2, x3) … of a LLaMA's heads, as Meta does, so query and key rows stay in order.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lav2.errors import UserError
+from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.config import LlamaConfig
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -44,7 +44,7 @@ CONFIG_KEYS = {
 ROPE_FACTORS = "rope_freqs.weight"  # divisors of the rotary frequencies, one a pair
 
 
-class GgufCheckpoint(Mapping[str, Tensor]):
+class GgufCheckpoint(Checkpoint):
     """The tensors of the LLaMA in the GGUF file ``path``, by Meta's names, each read when it is asked for.
 
     ``checkpoint[name]`` is in fp32 where the file is quantised, else a view of the memory-mapped file in its own dtype.
@@ -55,8 +55,7 @@ class GgufCheckpoint(Mapping[str, Tensor]):
         shapes: the shape of every tensor.
 
     Raises:
-        UserError: the file is missing, damaged, of another architecture or quantised in a way that is not read; or a
-            tensor that is asked for holds a value that is not finite.
+        UserError: the file is missing, damaged, of another architecture or quantised in a way that is not read.
     """
 
     def __init__(self, path: str | Path):
@@ -69,21 +68,9 @@ class GgufCheckpoint(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         stored = self.tensors[name]
         if (dtype := FLOATS.get(stored.tensor_type.name)) is not None:
-            tensor = torch.from_numpy(stored.data).view(dtype)  # numpy has no bfloat16: that comes as bytes
-        else:
-            quants = require_gguf(self.path).quants
-            tensor = torch.from_numpy(quants.dequantize(stored.data, stored.tensor_type))
-        if not tensor.isfinite().all():
-            raise UserError(
-                f"{self.path} is damaged: {name} holds values that are not finite; copy or download it again"
-            )
-        return tensor
-
-    def __iter__(self):
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
+            return torch.from_numpy(stored.data).view(dtype)  # numpy has no bfloat16: that comes as bytes
+        quants = require_gguf(self.path).quants
+        return torch.from_numpy(quants.dequantize(stored.data, stored.tensor_type))
 
 
 @dataclass(frozen=True)
