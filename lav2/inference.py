@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from lav2.adapter import AdaptedLlama, load_adapter, read_adapter_config
-from lav2.data.sources import load_image
-from lav2.data.templates import Template
+from lav2.data.images import load_image
+from lav2.data.templates import Template, choose_template
 from lav2.errors import UserError
 from lav2.llama import Tokenizer, load_llama
 from lav2.llama.generation import generate
@@ -55,7 +55,8 @@ def load(
         encoder.to(device)
     model = load_adapter(folder, load_llama(base, dtype)).to(device)
     tokenizer = Tokenizer(config["tokenizer"] if Path(config["tokenizer"]).exists() else base / "tokenizer.model")
-    return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
+    template = choose_template(config["template"], tokenizer)
+    return Assistant(model, tokenizer, encoder, template, config["caption_prompts"])
 
 
 class Assistant:

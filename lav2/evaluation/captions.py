@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.progress import track
 
+from lav2.data.captions import CaptionSource, read_captions
+from lav2.data.images import image_fault, load_image
 from lav2.data.problems import Problems
-from lav2.data.sources import CaptionSource, image_fault, load_image, read_captions
 from lav2.errors import UserError
 from lav2.evaluation.coco import coco_image_scores, coco_scores
 from lav2.evaluation.report import Report, Sample, Score, add_run

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from lav2.data.instructions import read_instructions
 from lav2.data.problems import Problems
-from lav2.data.sources import read_instructions
 from lav2.data.tokens import IGNORE, NoRoom, collate, encode
 from lav2.evaluation.captions import require
 from lav2.evaluation.coco import rouge_l
@@ -52,9 +52,9 @@ class Instructions:
         max_length = min(self.max_length, assistant.model.llama.config.max_length)
         kept, samples = [], []
         for example in examples:
-            prompt = assistant.template.prompt(example.instruction, example.input)
+            segments = assistant.template.render(example.turns, example.system)
             try:
-                samples.append(encode(assistant.tokenizer, prompt, example.response, max_length))
+                samples.append(encode(assistant.tokenizer, segments, max_length))
                 kept.append(example)
             except NoRoom as error:
                 problems.add("prompt without room for a response", f"{example.where}: {error}")

@@ -26,7 +26,7 @@ from lav2.config import (
     problems,
     tokenizer_path,
 )
-from lav2.data.sources import CAPTION_PROMPT
+from lav2.data.captions import CAPTION_PROMPT
 from lav2.errors import UserError
 from lav2.llama import Llama, Tokenizer, load_llama
 from lav2.tasks import TASKS
