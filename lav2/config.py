@@ -92,13 +92,16 @@ def construct(name: str, section: DictConfig, **more: Any) -> Any:
 
 
 def problems(cfg: DictConfig) -> list[str]:
-    """Everything that is wrong with ``cfg``, one line each; empty when it can be run."""
+    """Everything that is wrong with ``cfg``, one line each; empty when it can be run.
+
+    For ``data_report`` only what that needs is looked at.
+    """
     found = list(task_problems(cfg))
     if found:  # look at the rest as if all tasks were meant
         cfg = cfg.copy()
         OmegaConf.set_struct(cfg, False)
         cfg.tasks = list(TASKS)
-    for section, check in CHECKS.items():
+    for section, check in (REPORT_CHECKS if cfg.data_report else CHECKS).items():
         try:
             for line in check(cfg):
                 found.append(line)
@@ -139,8 +142,14 @@ def llama_problems(cfg: DictConfig) -> Iterator[str]:
         weights = Path(cfg.llama.path) / "model.safetensors"
         if not weights.is_file():
             yield f"no weights at {weights}: a LLaMA folder holds config.json and all weights in one model.safetensors"
-        if not tokenizer_path(cfg).is_file():
-            yield f"no tokenizer at {tokenizer_path(cfg)}: set llama.tokenizer to a SentencePiece tokenizer.model"
+        yield from tokenizer_problems(cfg)
+
+
+def tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
+    if cfg.llama.tokenizer is None and cfg.llama.path is None:
+        yield "no tokenizer: set llama.tokenizer, or llama.path to the folder of the base model"
+    elif not tokenizer_path(cfg).is_file():
+        yield f"no tokenizer at {tokenizer_path(cfg)}: set llama.tokenizer to a SentencePiece tokenizer.model"
 
 
 def adapter_problems(cfg: DictConfig) -> Iterator[str]:
@@ -163,7 +172,7 @@ def vision_problems(cfg: DictConfig) -> Iterator[str]:
     if vision.name not in open_clip.list_models():
         yield f"vision.name: open_clip has no model {vision.name!r}; see open_clip.list_models()"
     found = isinstance(vision.weights, str) and Path(vision.weights).is_file()
-    if "caption" in cfg.tasks and has_weights(cfg) and not found:
+    if has_weights(cfg) and not found and build_data(cfg).has_images:
         yield f"vision.weights is {vision.weights}: name the file with the weights of {vision.name}"
 
 
@@ -197,8 +206,10 @@ def data_problems(cfg: DictConfig) -> Iterator[str]:
         if name in cfg.data and not is_count(cfg.data[name]):
             yield f"data.{name} is {cfg.data[name]!r}; it must be a whole number, 1 or more"
     data = build_data(cfg)
-    if has_weights(cfg):
+    if has_weights(cfg) or cfg.data_report:
         yield from (f"data: {line}" for line in data.missing_files())
+    if cfg.llama.path is None and cfg.llama.shape is None:
+        return
     longest = llama_shape(cfg).max_length
     for task in cfg.tasks:
         if data.max_length[task] > longest:
@@ -214,6 +225,7 @@ CHECKS = {
     "trainer": trainer_problems,
     "data": data_problems,
 }
+REPORT_CHECKS = {"llama": tokenizer_problems, "data": data_problems}
 
 
 def is_count(value: Any) -> bool:
