@@ -8,6 +8,8 @@ from hydra import compose, initialize_config_dir
 
 from lav2.cli import CONF, register_resolvers
 from lav2.config import problems
+from lav2.llama import load_llama
+from tests.llama.gguf_files import sentencepiece_settings, write_gguf
 
 
 def config(*overrides):
@@ -142,3 +144,35 @@ def test_a_folder_without_weights(tmp_path):
     assert found.startswith(f"no weights at {tmp_path / 'model.safetensors'}")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
     assert any(str(tmp_path) in line for line in problems(config("experiment=demo", f"llama.path={tmp_path}")))
+
+
+@pytest.fixture
+def in_one_file(tmp_path):
+    """The embedded LLaMA as a GGUF file with its tokenizer, to which ``in_one_file(*pieces)`` adds pieces."""
+    pytest.importorskip("gguf", reason="needs the package gguf")
+    embedded = CONF.parent / "lav2" / "demo" / "weights" / "llama"
+
+    def write(*pieces):
+        settings = sentencepiece_settings(embedded / "tokenizer.model")
+        settings["tokenizer.ggml.tokens"] += pieces
+        settings["tokenizer.ggml.scores"] += [0.0] * len(pieces)
+        settings["tokenizer.ggml.token_type"] += [3] * len(pieces)
+        return write_gguf(tmp_path / "llama.gguf", load_llama(embedded), "F16", settings)
+
+    return write
+
+
+def test_a_gguf_file_brings_its_tokenizer(in_one_file):
+    assert problems(config("experiment=demo", f"llama.path={in_one_file()}")) == []
+
+
+def test_a_tokenizer_of_another_vocabulary_is_found(in_one_file):
+    path = in_one_file("<|im_start|>")
+    (found,) = problems(config("experiment=demo", f"llama.tokenizer={path}"))
+    assert found.startswith(f"{path} is a tokenizer of another vocabulary: it has 641 tokens, the model knows 640")
+
+
+def test_a_damaged_tokenizer_is_found(tmp_path):
+    (tmp_path / "tokenizer.model").write_text("<!DOCTYPE html>")
+    (found,) = problems(config("experiment=demo", f"llama.tokenizer={tmp_path}"))
+    assert found.startswith(f"{tmp_path / 'tokenizer.model'} is no SentencePiece model")

@@ -7,6 +7,7 @@ from lav2.data.instructions import read_instructions
 from lav2.data.loader import ResumableLoader
 from lav2.data.mixing import TaskCycle
 from lav2.data.problems import Problems
+from lav2.data.scienceqa import ScienceQASource, read_scienceqa
 from lav2.data.split import validation_keys
 from lav2.data.templates import Segment, Template, choose_template
 from lav2.data.tokens import IGNORE, Sample, Samples, collate, encode, encode_prompt
@@ -20,6 +21,7 @@ __all__ = [
     "ResumableLoader",
     "Sample",
     "Samples",
+    "ScienceQASource",
     "Segment",
     "TaskCycle",
     "Template",
@@ -33,5 +35,6 @@ __all__ = [
     "load_image",
     "read_captions",
     "read_instructions",
+    "read_scienceqa",
     "validation_keys",
 ]

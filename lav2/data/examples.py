@@ -21,7 +21,7 @@ class Example:
     ``key`` decides on which side of the validation split it falls: examples of one key stay together.
     ``where`` names its place for messages.
     ``history`` holds the exchanges before this one, the oldest first; their responses are supervised as well.
-    ``system`` is the conversation's own system message, ``template`` the kind of template it needs, if not the run's.
+    ``system`` is the conversation's own system message.
     """
 
     instruction: str
@@ -32,7 +32,6 @@ class Example:
     image: Path | None = None
     history: tuple[Turn, ...] = ()
     system: str = ""
-    template: str | None = None
 
     @property
     def turns(self) -> tuple[Turn, ...]:

@@ -10,6 +10,7 @@ from lav2.data.examples import Example, Fault, question_key
 from lav2.data.files import MALFORMED, is_unicode, read_entries, text_fault, unknown_fields
 from lav2.data.images import one_key_for_each_image
 from lav2.data.problems import Problems
+from lav2.data.scienceqa import ScienceQASource, read_scienceqa
 
 
 def read_instructions(sources: Iterable[str | Path | Mapping], problems: Problems) -> list[Example]:
@@ -21,7 +22,8 @@ def read_instructions(sources: Iterable[str | Path | Mapping], problems: Problem
             * ``{format: alpaca, path}``: a json list of ``{"instruction", "input", "output"}``, or one a line (.jsonl);
             * ``{format: sharegpt, path}``: conversations, see :mod:`lav2.data.conversations`;
             * ``{format: llava, path, images}``: conversations about images, ``images`` being their folder;
-            * ``{format: scienceqa, folder, split, prompt_format, images}``: see :mod:`lav2.data.scienceqa`.
+            * ``{format: scienceqa, folder, split, prompt_format, images}``: see :mod:`lav2.data.scienceqa`;
+              ``prompt_format`` is its ``format``, ``images: false`` leaves the images out.
 
     Raises:
         UserError: a file is missing or is not in the format; too many samples are bad.
@@ -44,13 +46,13 @@ def read_instructions(sources: Iterable[str | Path | Mapping], problems: Problem
 
 
 def read_science(sources: Iterable[Mapping], problems: Problems) -> list[Example]:
-    """ScienceQA's questions bring their whole prompt, so they go without the run's template."""
-    from lav2.data.scienceqa import ScienceQASource, read_scienceqa  # only who trains on it needs it
-
-    renamed = {"prompt_format": "format"}  # `format` names the kind of file in a data config
-    settings = [{renamed.get(name, name): source[name] for name in source if name != "format"} for source in sources]
-    examples = read_scienceqa([ScienceQASource(**setting) for setting in settings], problems)
-    return [replace(example, template="plain") for example in examples]
+    """ScienceQA's questions; with ``images: false`` without their images, as LLaMA-Adapter V1's smaller model."""
+    examples = []
+    for source in sources:
+        settings = {"format": source["prompt_format"]} if "prompt_format" in source else {}
+        found = read_scienceqa([ScienceQASource(source["folder"], source["split"], **settings)], problems)
+        examples += found if source.get("images", True) else [replace(example, image=None) for example in found]
+    return examples
 
 
 def read_alpaca(path: Path, problems: Problems) -> Iterator[Example | Fault]:

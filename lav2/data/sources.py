@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lav2.data.scienceqa import FORMATS
+
 # format → what an entry of it must say, and what it may say
 CAPTION_FORMATS = {
     "coco": (("annotations", "images"), ("prompt",)),
@@ -17,8 +19,7 @@ INSTRUCTION_FORMATS = {
     "llava": (("path", "images"), ()),
     "scienceqa": (("folder", "split"), ("prompt_format", "images")),
 }
-FOLDERS = ("images", "folder")
-FILES = ("annotations", "path")
+FILES, FOLDERS = ("annotations", "path"), ("images", "folder")
 
 
 def caption_fault(entry: Any) -> str | None:
@@ -37,7 +38,15 @@ def instruction_fault(entry: Any) -> str | None:
     """What is wrong with an entry of ``instructions``, in itself; a bare path is an Alpaca file."""
     if entry is None or isinstance(entry, str | Path):
         return None
-    return _fault("an instructions entry", entry, INSTRUCTION_FORMATS, "alpaca")
+    if fault := _fault("an instructions entry", entry, INSTRUCTION_FORMATS, "alpaca"):
+        return fault
+    if entry.get("format") != "scienceqa":
+        return None
+    if entry.get("prompt_format", FORMATS[0]) not in FORMATS:
+        return f"an instructions entry has the prompt_format {entry['prompt_format']!r}; choose {' or '.join(FORMATS)}"
+    if type(entry.get("images", True)) is not bool:
+        return f"an instructions entry has the images {entry['images']!r}; for ScienceQA that is true or false"
+    return None
 
 
 def _fault(noun: str, entry: Any, formats: Mapping, default: str) -> str | None:
@@ -59,7 +68,7 @@ def missing_files(noun: str, entries: Sequence) -> list[str]:
     for entry in entries:
         entry = entry if isinstance(entry, Mapping) else {"path": entry}
         for name, path in entry.items():
-            if name not in FILES + FOLDERS or (path is None and entry.get("format") == "scienceqa"):
+            if name not in FILES + FOLDERS or isinstance(path, bool):  # ScienceQA's images: yes or no
                 continue
             if path in (None, "", "None"):
                 what, setting = ("a path", noun) if name == "path" else (name, name)
@@ -73,4 +82,4 @@ def missing_files(noun: str, entries: Sequence) -> list[str]:
 
 def has_images(entry: Any) -> bool:
     """Whether the samples of an entry of ``instructions`` may have images."""
-    return isinstance(entry, Mapping) and entry.get("images") is not None
+    return isinstance(entry, Mapping) and bool(entry.get("images", entry.get("format") == "scienceqa"))

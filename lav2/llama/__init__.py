@@ -3,6 +3,15 @@
 from lav2.llama.config import LlamaConfig
 from lav2.llama.loading import load_llama, save_llama
 from lav2.llama.model import BlockHooks, KVCache, Llama
-from lav2.llama.tokenizer import Tokenizer
+from lav2.llama.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["BlockHooks", "KVCache", "Llama", "LlamaConfig", "Tokenizer", "load_llama", "save_llama"]
+__all__ = [
+    "BlockHooks",
+    "KVCache",
+    "Llama",
+    "LlamaConfig",
+    "Tokenizer",
+    "load_llama",
+    "load_tokenizer",
+    "save_llama",
+]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lav2.errors import UserError
 from lav2.llama.config import LlamaConfig
+from lav2.llama.gguf import GgufCheckpoint
 from lav2.llama.model import Llama
 from lav2.llama.tokenizer import Tokenizer
 
@@ -60,6 +61,8 @@ def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
             another one, or a tensor is missing, unexpected or misshapen (named in the message).
     """
     folder = Path(path)
+    if folder.suffix == ".gguf":
+        return load_gguf(folder, dtype)
     config = read_config(folder)
     weights_path = folder / "model.safetensors"
     tensors = {our_name(name): tensor for name, tensor in read_tensors(weights_path).items()}
@@ -70,6 +73,17 @@ def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
         if name.endswith(("wq.weight", "wk.weight")):
             tensors[name] = pairs_from_halves(tensors[name], config.head_size)
     model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def load_gguf(path: Path, dtype: torch.dtype) -> Llama:
+    """The frozen LLaMA in the GGUF file ``path``; as :func:`load_llama`."""
+    checkpoint = GgufCheckpoint(path)
+    with torch.device("meta"):
+        model = Llama(checkpoint.config)
+    found = {name: torch.empty(shape, device="meta") for name, shape in checkpoint.shapes.items()}
+    check_tensors(found, {name: p.shape for name, p in model.named_parameters()}, path)
+    model.load_state_dict({name: checkpoint[name].to(dtype, copy=True) for name in checkpoint}, assign=True)
     return model.requires_grad_(False).eval()
 
 
@@ -86,10 +100,14 @@ def save_llama(
     config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
     config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     config |= {"torch_dtype": str(dtype).removeprefix("torch.")}
+    # LLaMA has no biases; one that an adapter was folded into may have them
+    layer = model.layers[0]
+    config |= {"attention_bias": layer.attention.wq.bias is not None}
+    config |= {"mlp_bias": layer.feed_forward.w1.bias is not None}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tensors = {}
     for name, tensor in model.state_dict().items():
-        if name.endswith(("wq.weight", "wk.weight")):
+        if name.endswith(("wq.weight", "wk.weight", "wq.bias", "wk.bias")):
             tensor = halves_from_pairs(tensor, model.config.head_size)
         tensors[their_name(name)] = tensor.to(dtype).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -214,7 +232,7 @@ def their_name(name: str) -> str:
 
 
 def pairs_from_halves(weight: Tensor, head_size: int) -> Tensor:
-    """Reorder query or key rows (out, in) from Hugging Face's rotary halves to Meta's rotary pairs."""
+    """Reorder query or key rows (out, in) or (out,) from Hugging Face's rotary halves to Meta's rotary pairs."""
     return weight.unflatten(0, (-1, 2, head_size // 2)).transpose(1, 2).flatten(0, 2)
 
 

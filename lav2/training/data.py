@@ -22,7 +22,7 @@ from lav2.data.loader import ResumableLoader
 from lav2.data.mixing import TaskCycle
 from lav2.data.problems import Problems
 from lav2.data.split import validation_keys
-from lav2.data.templates import KINDS, Template, choose_template
+from lav2.data.templates import KINDS, choose_template
 from lav2.data.tokens import NoRoom, Sample, Samples, collate, encode
 from lav2.errors import UserError
 from lav2.tasks import TASKS
@@ -190,8 +190,7 @@ class JointData(LightningDataModule):
         """The training and the validation samples of one task."""
         kept: list[tuple[Example, Sample]] = []
         for example in track(examples, f"encoding {NOUNS[task]}", disable=rank_zero_only.rank != 0):
-            template = Template(example.template) if example.template else self.template
-            segments = template.render(example.turns, example.system)
+            segments = self.template.render(example.turns, example.system)
             try:
                 kept.append((example, encode(self.tokenizer, segments, self.max_length[task])))
             except NoRoom as error:

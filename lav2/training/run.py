@@ -29,7 +29,7 @@ from lav2.config import (
 from lav2.data.captions import CAPTION_PROMPT
 from lav2.data.report import print_examples
 from lav2.errors import UserError
-from lav2.llama import Llama, Tokenizer, load_llama
+from lav2.llama import Llama, load_llama, load_tokenizer
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.module import JointModule
@@ -89,15 +89,15 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             TQDMProgressBar(refresh_rate=cfg.callbacks.progress_every, leave=True),
         ],
     )
-    data.prepare(Tokenizer(tokenizer_path(cfg)), encoder and encoder.to(trainer.strategy.root_device))
+    data.prepare(load_tokenizer(tokenizer_path(cfg)), encoder and encoder.to(trainer.strategy.root_device))
 
     torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
     llama = load_llama(cfg.llama.path, DTYPES[cfg.llama.dtype])
-    model = AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name))
+    model = AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name, cfg.vision.projected), encoder)
     if trainer.is_global_zero:
         write_parameters(model, folder)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    module = JointModule(model, build_optim(cfg), cfg.tasks)
+    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -110,7 +110,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
 def report_data(cfg: DictConfig) -> None:
     """Print what the data hold and samples as the model sees them; reads the tokenizer and the data, and no weights."""
     data = build_data(cfg)
-    data.prepare(Tokenizer(tokenizer_path(cfg)))
+    data.prepare(load_tokenizer(tokenizer_path(cfg)))
     data.setup()
     print_examples(data.training, data.tokenizer, data.template)
 
@@ -119,7 +119,7 @@ def bare_model(cfg: DictConfig) -> AdaptedLlama:
     """The adapted model on the meta device: shapes without weights."""
     with torch.device("meta"):
         llama = Llama(llama_shape(cfg)).to(DTYPES[cfg.llama.dtype])
-        return AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name))
+        return AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name, cfg.vision.projected))
 
 
 def description(cfg: DictConfig, encoder: VisionEncoder | None) -> dict:

@@ -1,10 +1,7 @@
 import json
-import sys
-import types
 
 import pytest
 
-from lav2.data.examples import Example
 from lav2.data.instructions import read_instructions
 from lav2.data.problems import Problems
 from lav2.errors import UserError
@@ -101,25 +98,21 @@ def test_broken_characters_do_not_reach_the_tokenizer(tmp_path):
     assert list(problems.places) == ["output with broken characters", "input with broken characters"]
 
 
-def test_science_questions_come_with_their_own_prompt(tmp_path, monkeypatch):
-    """The reader of ScienceQA gets what the config says, and its examples go without the run's template."""
-    given = []
-
-    class ScienceQASource:
-        def __init__(self, folder, split, format="QCM-ALE", images=None):
-            given.append((folder, split, format, images))
-
-    def read_scienceqa(sources, problems):
-        return problems.sift([Example("Question: 1 + 1?\nResponse:", "", "The answer is A.", "1", "problem 1")])
-
-    module = types.SimpleNamespace(ScienceQASource=ScienceQASource, read_scienceqa=read_scienceqa)
-    monkeypatch.setitem(sys.modules, "lav2.data.scienceqa", module)
+def test_science_questions_among_instructions(tmp_path):
+    fields = {"question": "Which is soft?", "choices": ["stone", "wool"], "answer": 1, "grade": "grade2"}
+    problem = fields | {"subject": "natural science", "hint": "", "lecture": "Wool bends.", "image": "image.png"}
+    (tmp_path / "problems.json").write_text(json.dumps({"7": problem | {"split": "train"}, "8": {}}))
+    (tmp_path / "pid_splits.json").write_text(json.dumps({"train": ["7", "8"]}))
     (tmp_path / "a.json").write_text(json.dumps(ENTRIES))
-    problems = Problems("instructions")
-    science = {"format": "scienceqa", "folder": "sqa", "split": "train", "prompt_format": "QCM-A", "images": "i"}
-    *others, last = read_instructions([science, tmp_path / "a.json"], problems)
-    assert given == [("sqa", "train", "QCM-A", "i")] and problems.total == 5
-    assert last.template == "plain" and [other.template for other in others] == [None] * 4
+    science = {"format": "scienceqa", "folder": str(tmp_path), "split": "train"}
+    problems = Problems("instructions", max_bad=1)
+    *others, last = read_instructions([science | {"prompt_format": "QCM-ALE"}, tmp_path / "a.json"], problems)
+    assert [other.instruction for other in others] == [entry["instruction"].strip() for entry in ENTRIES]
+    assert last.instruction.startswith("Question: Which is soft?") and "BECAUSE: Wool bends." in last.response
+    assert last.image == tmp_path / "images" / "train" / "7" / "image.png"
+    assert problems.total == 6 and problems.skipped == 1
+    (blind,) = read_instructions([science | {"images": False}], problems)
+    assert blind.image is None and blind.response == "The answer is B."
 
 
 def test_the_same_question_has_one_key_in_all_files(tmp_path):

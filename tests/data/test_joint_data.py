@@ -14,6 +14,8 @@ from lav2.errors import UserError
 from lav2.llama.tokenizer import Tokenizer
 from lav2.training.data import JointData
 
+SCIENCE = {"format": "scienceqa", "folder": "f", "split": "train"}
+
 
 class Encoder(torch.nn.Module):
     """One token of width 3: the mean colour."""
@@ -259,6 +261,8 @@ def test_all_faults_of_the_arguments_are_told_at_once():
         ),
         ({"captions": [{"annotations": "a", "images": "b", "splits": ["val"]}]}, "of format coco has .*'splits'"),
         ({"captions": [{"annotations": "a", "images": "b", "format": "karpathy", "splits": "val"}]}, "splits 'val'"),
+        ({"instructions": [SCIENCE | {"prompt_format": "QCM-LE"}]}, "prompt_format 'QCM-LE'; choose QCM-A or QCM-ALE"),
+        ({"instructions": [SCIENCE | {"images": "photos"}]}, "images 'photos'; for ScienceQA that is true or false"),
         ({"template": "long"}, "template is 'long'; choose one of alpaca, .* family"),
         ({"mode": "ratio", "ratio": {"caption": 1}}, "ratio.instruction is None"),
         ({"mode": "ratio", "ratio": {"caption": 0.5, "instruction": 1}}, "ratio.caption is 0.5"),
@@ -288,7 +292,7 @@ def test_missing_files_of_other_formats(world, tmp_path):
     given = [
         {"format": "sharegpt", "path": None},
         {"format": "llava", "path": str(tmp_path / "lost.json"), "images": str(tmp_path / "lost")},
-        {"format": "scienceqa", "folder": str(tmp_path / "sqa"), "split": "train", "images": None},
+        {"format": "scienceqa", "folder": str(tmp_path / "sqa"), "split": "train", "images": False},
     ]
     assert JointData(**world | {"instructions": given}).missing_files() == [
         "instructions: a path is not set (paths.instructions)",
@@ -307,6 +311,8 @@ def test_instructions_with_and_without_images(data, tmp_path):
     llava = {"format": "llava", "path": str(tmp_path / "llava.json"), "images": str(tmp_path / "images")}
     alpaca = str(tmp_path / "instructions.json")
     built = data(tasks=["instruction"], instructions=[alpaca, llava])
+    assert JointData(instructions=[SCIENCE], tasks=["instruction"]).has_images
+    assert not JointData(instructions=[SCIENCE | {"images": False}], tasks=["instruction"]).has_images
     assert built.has_images and not JointData(instructions=[alpaca], tasks=["instruction"]).has_images
     built.setup()
     assert built.problems["instruction"].places == {"broken image": [str(tmp_path / "images" / "04.png")]}

