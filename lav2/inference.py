@@ -1,6 +1,6 @@
 """A trained adapter on its base model, for notebooks, evaluation and chat."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from lav2.adapter import AdaptedLlama, load_adapter, read_adapter_config
 from lav2.adapter.hub import find_adapter
-from lav2.data.sources import load_image
-from lav2.data.templates import Template
+from lav2.data.examples import Turn
+from lav2.data.images import load_image
+from lav2.data.templates import Segment, Template, choose_template
+from lav2.data.tokens import encode_prompt
 from lav2.errors import UserError
 from lav2.llama import BlockHooks, Tokenizer, load_llama, load_tokenizer
 from lav2.llama.decoder import check_prompts
@@ -65,7 +67,8 @@ def load(
         encoder.to(device)
     model = load_adapter(folder, load_llama(base, dtype), encoder).to(device)
     tokenizer = load_tokenizer(find_tokenizer(config, base), model.llama.config.vocab_size)
-    return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
+    template = choose_template(config["template"], tokenizer)
+    return Assistant(model, tokenizer, encoder, template, config["caption_prompts"])
 
 
 def find_base(folder: Path, config: dict[str, Any], base: str | Path | None = None) -> Path:
@@ -133,7 +136,7 @@ class Assistant:
             raise UserError(
                 f"{len(instructions)} instructions, {len(images)} images and {len(inputs)} inputs: give one each a row"
             )
-        prompts = [self.template.prompt(*row) for row in zip(instructions, inputs, strict=True)]
+        prompts = [self.template.render([Turn(*row)]) for row in zip(instructions, inputs, strict=True)]
         self.encode(prompts)  # before the images, which take longer
         features = self.encode_images([image for image in images if image is not None])
         visual: list[Tensor | None] = [None if image is None else next(features) for image in images]
@@ -151,14 +154,14 @@ class Assistant:
             UserError: as :meth:`generate`, at the call and not only at the first piece.
         """
         GenerationSettings.checked(settings)
-        prompt = self.template.prompt(instruction, input)
+        prompt = self.template.render([Turn(instruction, input)])
         self.encode([prompt])
         visual = None if image is None else next(self.encode_images([image]))
         return self.stream_answer(prompt, visual, **settings)
 
     def answer(
         self,
-        prompts: list[str],
+        prompts: list[list[Segment]],
         visual: list[Tensor | None],
         batch_size: int = 32,
         rows: Sequence[int] | None = None,
@@ -167,7 +170,8 @@ class Assistant:
         """Continue rendered ``prompts``, each with the features (S, F) of its image or ``None``."""
         rows = range(len(prompts)) if rows is None else rows
         tokens = self.encode(prompts)
-        text = AnswerText(self.tokenizer.decode, GenerationSettings.checked(settings).stop)
+        settings |= {"stop": self.stop_texts(settings)}
+        text = AnswerText(self.tokenizer.decode, settings["stop"])
         answers = [""] * len(prompts)
         # Rows with and without an image take different paths; rows of similar length share a batch.
         order = sorted(range(len(prompts)), key=lambda row: (visual[row] is None, len(tokens[row])))
@@ -179,7 +183,7 @@ class Assistant:
                     self.model.llama,
                     [tokens[row] for row in batch],
                     hooks=self.bind([visual[row] for row in batch] if group is with_image else None),
-                    eos_id=self.tokenizer.eos_id,
+                    eos_id=self.end_ids,
                     decode=self.tokenizer.decode,
                     rows=[rows[row] for row in batch],
                     **settings,
@@ -188,15 +192,15 @@ class Assistant:
                     answers[row] = text.whole(ids)
         return answers
 
-    def stream_answer(self, prompt: str, visual: Tensor | None, **settings: Any) -> Iterator[str]:
+    def stream_answer(self, prompt: list[Segment], visual: Tensor | None, **settings: Any) -> Iterator[str]:
         """Continue one rendered ``prompt``, with the features (S, F) of its image or ``None``, in pieces."""
         return stream(
             self.model.llama,
             *self.encode([prompt]),
             self.tokenizer.decode,
             hooks=self.bind(None if visual is None else [visual]),
-            eos_id=self.tokenizer.eos_id,
-            **settings,
+            eos_id=self.end_ids,
+            **settings | {"stop": self.stop_texts(settings)},
         )
 
     @torch.inference_mode()
@@ -204,13 +208,25 @@ class Assistant:
         """The adapter for a batch, with the features (S, F) of each row's image or without images."""
         return self.model.bind(None if visual is None else torch.stack(visual), keep=True)
 
-    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer: EOS and, in a chat template, the one that ends a turn."""
+        names = [self.template.stop] if self.template.stop in self.template.control_tokens else []
+        return [self.tokenizer.eos_id, *map(self.tokenizer.token_id, names)]
+
+    def stop_texts(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The texts that end an answer: those in ``settings`` and the template's own."""
+        stop = GenerationSettings.checked(settings).stop
+        template = self.template.stop
+        return (*stop, template) if template and template not in self.template.control_tokens else stop
+
+    def encode(self, prompts: Sequence[Sequence[Segment]]) -> list[list[int]]:
         """Token ids of rendered prompts.
 
         Raises:
             UserError: one leaves no room for an answer.
         """
-        tokens = [self.tokenizer.encode(prompt) for prompt in prompts]
+        tokens = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         check_prompts(self.model.llama.config, tokens)
         return tokens
 

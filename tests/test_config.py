@@ -128,6 +128,15 @@ def test_unset_paths_are_named_by_what_sets_them():
     ]
 
 
+def test_instructions_about_images_need_the_encoder(tmp_path):
+    (tmp_path / "chat.json").write_text("[]")
+    llava = f"data.instructions=[{{format: llava, path: {tmp_path / 'chat.json'}, images: {tmp_path}}}]"
+    overrides = ["experiment=coco_mini", "tasks=[instruction]", "vision.weights=null"]
+    (found,) = problems(config(*overrides, llava))
+    assert found.startswith("vision.weights is None")
+    assert problems(config(*overrides, f"data.instructions=[{tmp_path / 'chat.json'}]")) == []
+
+
 def test_a_folder_without_weights(tmp_path):
     embedded = CONF.parent / "lav2" / "demo" / "weights" / "llama"
     for name in ("config.json", "tokenizer.model"):

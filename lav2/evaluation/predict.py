@@ -18,6 +18,8 @@ from typing import Any
 from rich.progress import track
 
 from lav2.adapter.folder import CONFIG, WEIGHTS
+from lav2.data.examples import Turn
+from lav2.data.tokens import encode_prompt
 from lav2.errors import UserError
 from lav2.inference import Assistant
 from lav2.llama.settings import generation_problems
@@ -154,8 +156,9 @@ class Predictor:
         return [known[key] for key in keys]
 
     def _fits(self, instruction: str, input: str) -> bool:
-        prompt = self.assistant.template.prompt(instruction, input)
-        return len(self.assistant.tokenizer.encode(prompt)) < self.assistant.model.llama.config.max_length
+        prompt = self.assistant.template.render([Turn(instruction, input)])
+        length = len(encode_prompt(self.assistant.tokenizer, prompt))
+        return length < self.assistant.model.llama.config.max_length
 
 
 def stamp(image: Path | None) -> list | None:

@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lav2.data.sources import image_fault, load_image
+from lav2.data.images import image_fault, load_image
 from lav2.errors import UserError
 
 ARRAY, INDEX = "features.npy", "index.json"
