@@ -26,7 +26,7 @@ from lav2.data.templates import KINDS, choose_template
 from lav2.data.tokens import NoRoom, Sample, Samples, collate, encode
 from lav2.errors import UserError
 from lav2.tasks import TASKS
-from lav2.vision.features import FeatureStore, compute_features
+from lav2.vision.features import FEATURE_DTYPES, FeatureStore, compute_features
 
 MODES = ("max_size_cycle", "min_size", "alternate", "ratio")
 NOUNS = {"caption": "captions", "instruction": "instructions"}
@@ -55,6 +55,7 @@ class JointData(LightningDataModule):
         on_error: ``skip`` (name, count and leave out) or ``raise`` at the first bad sample.
         max_bad: the fraction of bad samples of a task beyond which the run stops.
         cache_dir: folder for image features.
+        feature_dtype: of the image features on disk, ``float16`` or ``float32``.
 
     Raises:
         UserError: names everything that is wrong with the arguments, at once.
@@ -76,6 +77,7 @@ class JointData(LightningDataModule):
         on_error: str = "skip",
         max_bad: float = 0.05,
         cache_dir: str = "cache/features",
+        feature_dtype: str = "float16",
         tokenizer=None,
         encoder=None,
     ):
@@ -83,7 +85,8 @@ class JointData(LightningDataModule):
         self.captions, self.instructions, self.tasks = captions, instructions, list(tasks)
         self.batch_size, self.max_length = batch_size, max_length
         self.validation, self.seed, self.num_workers, self.mode = validation, seed, num_workers, mode
-        self.ratio, self.on_error, self.max_bad, self.cache_dir = ratio, on_error, max_bad, cache_dir
+        self.ratio, self.on_error, self.max_bad = ratio, on_error, max_bad
+        self.cache_dir, self.feature_dtype = cache_dir, feature_dtype
         self.kind = template
         if faults := self._faults():
             raise UserError("data: " + "; ".join(faults))
@@ -122,6 +125,8 @@ class JointData(LightningDataModule):
             faults.append(f"template is {self.kind!r}; choose one of {', '.join(KINDS)}")
         if self.on_error not in ("skip", "raise"):
             faults.append(f"on_error is {self.on_error!r}; choose skip or raise")
+        if self.feature_dtype not in FEATURE_DTYPES:
+            faults.append(f"feature_dtype is {self.feature_dtype!r}; choose one of {', '.join(FEATURE_DTYPES)}")
         return faults
 
     def missing_files(self) -> list[str]:
@@ -143,12 +148,10 @@ class JointData(LightningDataModule):
         """
         self.tokenizer, self.encoder = tokenizer, encoder
 
-    def prepare_data(self) -> None:
-        """On one process of a node: everything, so that the others find the image features ready."""
-        self.setup()
-
     def setup(self, stage: str | None = None) -> None:
         """Read, check, encode and split the data and compute image features, once; print what was found.
+
+        Every process does so; of the image features each computes a share.
 
         Raises:
             UserError: a file is missing or unreadable, too many samples are bad, or a task has none.
@@ -183,7 +186,9 @@ class JointData(LightningDataModule):
         if samples and self.encoder is None:
             check_images(sorted(samples), on_bad)
         elif samples:
-            features = compute_features(self.encoder, samples, self.cache_dir, on_bad, num_workers=self.num_workers)
+            features = compute_features(
+                self.encoder, samples, self.cache_dir, on_bad, self.feature_dtype, num_workers=self.num_workers
+            )
         return [example for example in examples if example.image not in bad], features
 
     def _encode(self, task: str, examples: list[Example], features: FeatureStore | None, problems: Problems):
