@@ -21,12 +21,13 @@ from lav2.data.instructions import read_instructions
 from lav2.data.loader import ResumableLoader
 from lav2.data.mixing import TaskCycle
 from lav2.data.problems import Problems
+from lav2.data.slots import image_prefix
 from lav2.data.split import validation_keys
 from lav2.data.templates import KINDS, choose_template
 from lav2.data.tokens import NoRoom, Sample, Samples, collate, encode
 from lav2.errors import UserError
 from lav2.tasks import TASKS
-from lav2.vision.features import FEATURE_DTYPES, FeatureStore, compute_features
+from lav2.vision.features import FEATURE_DTYPES, FeatureStore, Pixels, compute_features
 
 MODES = ("max_size_cycle", "min_size", "alternate", "ratio")
 NOUNS = {"caption": "captions", "instruction": "instructions"}
@@ -141,12 +142,16 @@ class JointData(LightningDataModule):
         about_images = "instruction" in self.tasks and any(map(sources.has_images, self.instructions))
         return "caption" in self.tasks or about_images
 
-    def prepare(self, tokenizer, encoder=None) -> None:
+    def prepare(self, tokenizer, encoder=None, image_tokens: int | None = None, encoder_trains: bool = False) -> None:
         """Give the tokenizer and the frozen encoder; without an encoder samples carry no features.
 
-        ``encoder`` is what :func:`lav2.vision.features.compute_features` takes.
+        Args:
+            encoder: what :func:`lav2.vision.features.compute_features` takes.
+            image_tokens: the places for an image among the tokens, for a model that reads images as tokens.
+            encoder_trains: samples carry pixels in place of features, which would change from step to step.
         """
         self.tokenizer, self.encoder = tokenizer, encoder
+        self.image_tokens, self.encoder_trains = image_tokens, encoder_trains
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check, encode and split the data and compute image features, once; print what was found.
@@ -174,7 +179,9 @@ class JointData(LightningDataModule):
             self.training[task], self.held_out[task] = training, held_out
         rank_zero_only(report.print_summary)(self.summary(), self.problems)
 
-    def _with_images(self, examples: list[Example], problems: Problems) -> tuple[list[Example], FeatureStore | None]:
+    def _with_images(
+        self, examples: list[Example], problems: Problems
+    ) -> tuple[list[Example], FeatureStore | Pixels | None]:
         samples = Counter(example.image for example in examples if example.image is not None)
         bad = set()
 
@@ -183,21 +190,25 @@ class JointData(LightningDataModule):
             problems.add(reason, str(path), samples=samples[path])
 
         features = None
-        if samples and self.encoder is None:
+        if samples and (self.encoder is None or self.encoder_trains):
             check_images(sorted(samples), on_bad)
+            if self.encoder is not None:
+                features = Pixels(self.encoder.preprocess, samples.keys() - bad)
         elif samples:
             features = compute_features(
                 self.encoder, samples, self.cache_dir, on_bad, self.feature_dtype, num_workers=self.num_workers
             )
         return [example for example in examples if example.image not in bad], features
 
-    def _encode(self, task: str, examples: list[Example], features: FeatureStore | None, problems: Problems):
+    def _encode(self, task: str, examples: list[Example], features: FeatureStore | Pixels | None, problems: Problems):
         """The training and the validation samples of one task."""
         kept: list[tuple[Example, Sample]] = []
         for example in track(examples, f"encoding {NOUNS[task]}", disable=rank_zero_only.rank != 0):
             segments = self.template.render(example.turns, example.system)
+            has_image = example.image is not None and features is not None
+            prefix = () if self.image_tokens is None else image_prefix(self.tokenizer, self.image_tokens, has_image)
             try:
-                kept.append((example, encode(self.tokenizer, segments, self.max_length[task])))
+                kept.append((example, encode(self.tokenizer, segments, self.max_length[task], prefix)))
             except NoRoom as error:
                 problems.add("prompt without room for a response", f"{example.where}: {error}")
         stop = self.template.stop
