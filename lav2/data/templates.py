@@ -58,6 +58,8 @@ STYLES = {
     "short": Style(prompt="{system}### Instruction:\n{question}\n\n### Response:", input="\n\n### Input:\n"),
     "plain": Style(prompt="{system}{question}"),
     "lavin": Style(prompt="{system}Instruction: {question}\nResponse:"),
+    "response": Style(prompt="{system}{question}\nResponse:"),
+    "answer": Style(prompt="{system}{question}\nAnswer:"),
     "vicuna": Style(
         prompt="{system}Human: {question}###Assistant:",
         system="{system}###",
@@ -98,7 +100,8 @@ class Template:
     """Renders instructions, with or without input, and conversations.
 
     For instructions: ``alpaca`` is the Alpaca template, on which the papers train; ``short`` leaves out its opening
-    sentence, for tiny models; ``plain`` is the instruction alone; ``lavin`` is LaVIN's. Their prompts end with
+    sentence, for tiny models; ``plain`` is the instruction alone; ``lavin`` is LaVIN's, ``response`` its
+    prompt of ScienceQA, ``answer`` ScienceQA's own. Their prompts end with
     ``### Response:`` or the like and the answer follows with no separator: neither a space nor a line break belongs
     to the prompt, in training as in generation. EOS ends every answer.
 
