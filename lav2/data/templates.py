@@ -58,8 +58,8 @@ STYLES = {
     "short": Style(prompt="{system}### Instruction:\n{question}\n\n### Response:", input="\n\n### Input:\n"),
     "plain": Style(prompt="{system}{question}"),
     "lavin": Style(prompt="{system}Instruction: {question}\nResponse:"),
-    "response": Style(prompt="{system}{question}\nResponse:"),
-    "answer": Style(prompt="{system}{question}\nAnswer:"),
+    "lavin_scienceqa": Style(prompt="{system}{question}\nResponse:"),
+    "scienceqa": Style(prompt="{system}{question}\nAnswer:"),
     "vicuna": Style(
         prompt="{system}Human: {question}###Assistant:",
         system="{system}###",
@@ -100,10 +100,10 @@ class Template:
     """Renders instructions, with or without input, and conversations.
 
     For instructions: ``alpaca`` is the Alpaca template, on which the papers train; ``short`` leaves out its opening
-    sentence, for tiny models; ``plain`` is the instruction alone; ``lavin`` is LaVIN's, ``response`` its
-    prompt of ScienceQA, ``answer`` ScienceQA's own. Their prompts end with
-    ``### Response:`` or the like and the answer follows with no separator: neither a space nor a line break belongs
-    to the prompt, in training as in generation. EOS ends every answer.
+    sentence, for tiny models; ``plain`` is the instruction alone; ``lavin`` is LaVIN's for chats and
+    ``lavin_scienceqa`` its other one, for questions that state their own form; ``scienceqa`` is that data set's own.
+    Their prompts end with ``### Response:`` or the like and the answer follows with no separator: neither a space nor a
+    line break belongs to the prompt, in training as in generation. EOS ends every answer.
 
     For conversations: ``vicuna`` (Vicuna 0, the format of the V2 paper's chat model, without the example exchange that
     the authors put first), ``llama2``, ``llama3``, ``chatml``. Each kind renders single instructions as well as

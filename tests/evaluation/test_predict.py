@@ -105,7 +105,7 @@ def test_an_evaluation_that_failed_goes_on(predictor, heldout, assistant, monkey
     assert len(predictor().journal.values) == 10
     resumed = predictor().generate(prompts, images, batch_size=4, **settings)
     assert resumed == predictor("anew").generate(prompts, images, batch_size=5, **settings)
-    assert len(set(resumed)) > 6
+    assert len(set(resumed)) > 2
 
 
 def test_a_finished_evaluation_reads_no_weights(run_folder, heldout, calls, monkeypatch):
