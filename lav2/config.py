@@ -1,10 +1,10 @@
 """A composed config → its parts, and everything that is wrong with it, found before any weight is read."""
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -15,12 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
 from lav2.errors import UserError
-from lav2.llama import LlamaConfig
+from lav2.llama import LlamaConfig, load_tokenizer, open_checkpoint
 from lav2.llama.loading import read_config
+from lav2.llama.tokenizer import tokenizer_file
 from lav2.tasks import TASKS
 from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
-from lav2.vision.encoder import TOKENS
+from lav2.vision import VisionEncoder
+from lav2.vision.encoder import vision_problems as encoder_problems
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # a run knows its base by a fingerprint that these keep
 
@@ -31,10 +33,10 @@ def has_weights(cfg: DictConfig) -> bool:
 
 
 def llama_shape(cfg: DictConfig) -> LlamaConfig:
-    """The base model's shape: read from its folder, or as the config states it.
+    """The base model's shape: read from its folder or file, or as the config states it.
 
     Raises:
-        UserError: the folder holds no LLaMA, or one of another size than the config says; or what it says is no shape.
+        UserError: there is no LLaMA, or one of another size than the config says; or what it says is no shape.
     """
     try:
         stated = LlamaConfig(**cfg.llama.shape) if cfg.llama.shape else None
@@ -46,7 +48,7 @@ def llama_shape(cfg: DictConfig) -> LlamaConfig:
         return stated
     if not isinstance(cfg.llama.path, str):
         raise UserError(f"llama.path is {cfg.llama.path!r}; name the folder of the base model")
-    found = read_config(Path(cfg.llama.path))
+    found = read_config(cfg.llama.path)
     for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
         if stated and getattr(found, name) != getattr(stated, name):
             raise UserError(
@@ -57,7 +59,8 @@ def llama_shape(cfg: DictConfig) -> LlamaConfig:
 
 
 def tokenizer_path(cfg: DictConfig) -> Path:
-    return Path(cfg.llama.tokenizer or Path(cfg.llama.path) / "tokenizer.model")
+    """The tokenizer's file: ``llama.tokenizer``, or else what the base model's folder or file holds."""
+    return tokenizer_file(cfg.llama.tokenizer or cfg.llama.path)
 
 
 def adapter_config(cfg: DictConfig) -> AdapterConfig:
@@ -70,7 +73,8 @@ def build_data(cfg: DictConfig) -> JointData:
 
 
 def build_optim(cfg: DictConfig) -> dict[str, TaskOptim]:
-    return {task: construct(f"optim.{task}", cfg.optim[task]) for task in cfg.tasks}
+    """How each group is optimized; which groups the tasks train, the model knows."""
+    return {group: construct(f"optim.{group}", cfg.optim[group]) for group in TASKS}
 
 
 def build_trainer(cfg: DictConfig, **more: Any) -> Trainer:
@@ -92,13 +96,16 @@ def construct(name: str, section: DictConfig, **more: Any) -> Any:
 
 
 def problems(cfg: DictConfig) -> list[str]:
-    """Everything that is wrong with ``cfg``, one line each; empty when it can be run."""
+    """Everything that is wrong with ``cfg``, one line each; empty when it can be run.
+
+    For ``data_report`` only what that needs is looked at.
+    """
     found = list(task_problems(cfg))
     if found:  # look at the rest as if all tasks were meant
         cfg = cfg.copy()
         OmegaConf.set_struct(cfg, False)
         cfg.tasks = list(TASKS)
-    for section, check in CHECKS.items():
+    for section, check in (REPORT_CHECKS if cfg.data_report else CHECKS).items():
         try:
             for line in check(cfg):
                 found.append(line)
@@ -134,37 +141,47 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
 def llama_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.llama.dtype not in tuple(DTYPES):
         yield f"llama.dtype is {cfg.llama.dtype!r}; choose one of {', '.join(DTYPES)}"
-    llama_shape(cfg)
+    shape = llama_shape(cfg)
     if has_weights(cfg):
-        weights = Path(cfg.llama.path) / "model.safetensors"
-        if not weights.is_file():
-            yield f"no weights at {weights}: a LLaMA folder holds config.json and all weights in one model.safetensors"
-        if not tokenizer_path(cfg).is_file():
-            yield f"no tokenizer at {tokenizer_path(cfg)}: set llama.tokenizer to a SentencePiece tokenizer.model"
+        try:
+            open_checkpoint(cfg.llama.path)
+        except UserError as error:
+            yield str(error)
+        load_tokenizer(tokenizer_path(cfg), shape.vocab_size)
+
+
+def tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
+    if cfg.llama.tokenizer is None and cfg.llama.path is None:
+        yield "no tokenizer: set llama.tokenizer, or llama.path to the base model"
+    else:
+        load_tokenizer(tokenizer_path(cfg))
 
 
 def adapter_problems(cfg: DictConfig) -> Iterator[str]:
     adapter = adapter_config(cfg)
-    if "caption" in cfg.tasks and adapter.visual_layers == 0:
+    if "caption" in cfg.tasks and not adapter.sees:
         yield "tasks has caption, but adapter.visual_layers is 0: nothing could see the images; set tasks=[instruction]"
     yield from adapter.wrong_values()
     yield from adapter.problems(llama_shape(cfg))
+    if "caption" not in cfg.tasks and not adapter.sees and build_data(cfg).has_images:
+        yield "data.instructions has images, but adapter.visual_layers is 0: nothing could see them; leave them out"
 
 
 def vision_problems(cfg: DictConfig) -> Iterator[str]:
-    vision = cfg.vision
-    choices = {"tokens": TOKENS, "channel_order": ("RGB", "BGR")}
-    if unknown := sorted(vision.keys() - {"name", "weights", *choices}):
-        yield f"vision has no setting {unknown[0]!r}; it has name, weights, {', '.join(choices)}"
-    for name, known in choices.items():
-        if vision[name] not in known:
-            yield f"vision.{name} is {vision[name]!r}; choose one of {', '.join(known)}"
-    # the list alone is asked: names such as hf-hub:… would be looked up on the network
-    if vision.name not in open_clip.list_models():
-        yield f"vision.name: open_clip has no model {vision.name!r}; see open_clip.list_models()"
-    found = isinstance(vision.weights, str) and Path(vision.weights).is_file()
-    if "caption" in cfg.tasks and has_weights(cfg) and not found:
-        yield f"vision.weights is {vision.weights}: name the file with the weights of {vision.name}"
+    settings = OmegaConf.to_container(cfg.vision, resolve=True)
+    known = list(inspect.signature(VisionEncoder).parameters)
+    if unknown := sorted(settings.keys() - set(known)):
+        yield f"vision has no setting {unknown[0]!r}; it has {', '.join(known)}"
+    yield from encoder_problems(settings)
+    projector = adapter_config(cfg).projector
+    if projector.kind == "bottleneck" and len(settings["layers"] or []) != projector.scales:
+        yield (
+            f"adapter.projector.scales is {projector.scales} and vision.layers {settings['layers']}: a bottleneck "
+            "joins the class tokens of so many layers (vision.tokens=class_tokens)"
+        )
+    found = isinstance(cfg.vision.weights, str) and Path(cfg.vision.weights).is_file()
+    if has_weights(cfg) and not found and build_data(cfg).has_images:
+        yield f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}"
 
 
 def optim_problems(cfg: DictConfig) -> Iterator[str]:
@@ -197,8 +214,10 @@ def data_problems(cfg: DictConfig) -> Iterator[str]:
         if name in cfg.data and not is_count(cfg.data[name]):
             yield f"data.{name} is {cfg.data[name]!r}; it must be a whole number, 1 or more"
     data = build_data(cfg)
-    if has_weights(cfg):
+    if has_weights(cfg) or cfg.data_report:
         yield from (f"data: {line}" for line in data.missing_files())
+    if cfg.llama.path is None and cfg.llama.shape is None:
+        return
     longest = llama_shape(cfg).max_length
     for task in cfg.tasks:
         if data.max_length[task] > longest:
@@ -214,6 +233,7 @@ CHECKS = {
     "trainer": trainer_problems,
     "data": data_problems,
 }
+REPORT_CHECKS = {"llama": tokenizer_problems, "data": data_problems}
 
 
 def is_count(value: Any) -> bool:

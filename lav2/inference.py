@@ -1,21 +1,27 @@
 """A trained adapter on its base model, for notebooks, evaluation and chat."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lav2.adapter import AdaptedLlama, load_adapter, read_adapter_config
-from lav2.data.sources import load_image
-from lav2.data.templates import Template
+from lav2.adapter.hub import find_adapter
+from lav2.data.examples import Turn
+from lav2.data.pictures import Picture, read_picture
+from lav2.data.slots import image_prefix
+from lav2.data.templates import Segment, Template, choose_template
+from lav2.data.tokens import encode_prompt
 from lav2.errors import UserError
-from lav2.llama import Tokenizer, load_llama
-from lav2.llama.generation import generate
+from lav2.experts import Expert, Experts
+from lav2.llama import BlockHooks, Tokenizer, load_llama, load_tokenizer
+from lav2.llama.decoder import check_prompts
+from lav2.llama.generation import generate, stream
+from lav2.llama.settings import GenerationSettings
+from lav2.llama.text import AnswerText
 from lav2.vision import VisionEncoder
-
-Picture = str | Path | Image.Image
 
 
 def load(
@@ -28,8 +34,9 @@ def load(
     """A trained adapter on its base model.
 
     Args:
-        folder: an adapter folder, or a run folder that holds one.
-        base: the base model's folder; default: where it was when the adapter was trained.
+        folder: an adapter folder, or a run folder that holds one; where there is no such folder, ``"org/name"`` is an
+            adapter on the Hugging Face Hub.
+        base: the base model's folder or file; default: where it was when the adapter was trained.
         vision_weights: the image encoder's weights; default: likewise.
         dtype: of the base weights.
         device: where to run; default: a GPU if there is one.
@@ -37,25 +44,49 @@ def load(
     Raises:
         UserError: something is missing, or the base or the encoder is not the one the adapter was trained with.
     """
-    folder = Path(folder)
-    folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    folder = find_adapter(folder)
     config = read_adapter_config(folder)
+    base = find_base(folder, config, base)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    encoder = load_encoder(folder, config, vision_weights).to(device) if config["vision"] else None
+    model = load_adapter(folder, load_llama(base, dtype), encoder).to(device)
+    tokenizer = load_tokenizer(find_tokenizer(config, base), model.llama.config.vocab_size)
+    template = choose_template(config["template"], tokenizer)
+    return Assistant(model, tokenizer, encoder, template, config["caption_prompts"])
+
+
+def find_base(folder: Path, config: dict[str, Any], base: str | Path | None = None) -> Path:
+    """The base model of the adapter in ``folder``: ``base``, or where the adapter's config says it was."""
     base = Path(base or config["base_path"])
     if not base.exists():
-        raise UserError(f"no base model at {base}: give the folder of the LLaMA that {folder} was trained on as base=")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    encoder = None
-    if vision := config["vision"]:
-        encoder = VisionEncoder(**vision | ({"weights": vision_weights} if vision_weights else {}))
-        if encoder.fingerprint != config["vision_fingerprint"]:
-            raise UserError(
-                f"the image encoder {vision['name']} with {vision_weights or vision['weights']} is not the one that "
-                f"{folder} was trained with: give its weights as vision_weights="
-            )
-        encoder.to(device)
-    model = load_adapter(folder, load_llama(base, dtype)).to(device)
-    tokenizer = Tokenizer(config["tokenizer"] if Path(config["tokenizer"]).exists() else base / "tokenizer.model")
-    return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
+        raise UserError(
+            f"no base model at {base}: give the folder or file of the LLaMA that {folder} was trained on as base="
+        )
+    return base
+
+
+def find_tokenizer(config: dict[str, Any], base: Path) -> Path:
+    """The tokenizer an adapter was trained with: where its config says it was, or the one that its base brings."""
+    path = Path(config["tokenizer"])  # a name alone, from the Hub, is no file in whatever folder one happens to be
+    return path if path.is_absolute() and path.exists() else base
+
+
+def load_encoder(folder: Path, config: dict[str, Any], weights: str | Path | None = None) -> VisionEncoder:
+    """The image encoder of the adapter in ``folder``, with ``weights``, or those it was trained with."""
+    vision = config["vision"]
+    weights = weights or vision["weights"]
+    if not weights or not Path(weights).is_file():
+        raise UserError(
+            f"{folder} sees through open_clip's {vision['name']}, and there are no weights of it at {weights}: "
+            "give their file as vision_weights="
+        )
+    encoder = VisionEncoder(**vision | {"weights": weights})
+    if config["vision_fingerprint"] not in (encoder.fingerprint, None):  # None: converted without the encoder
+        raise UserError(
+            f"the image encoder {vision['name']} with {weights} is not the one that {folder} was trained with: "
+            "give its weights as vision_weights="
+        )
+    return encoder
 
 
 class Assistant:
@@ -78,73 +109,174 @@ class Assistant:
         images: Sequence[Picture | None] | None = None,
         inputs: Sequence[str] | None = None,
         *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        experts: Experts | Sequence[Expert] = (),
         batch_size: int = 32,
+        rows: Sequence[int] | None = None,
+        **settings: Any,
     ) -> list[str]:
         """Answer each instruction.
 
         Args:
             instructions: what to do or to answer, one a row.
-            images: a path or PIL image for each row, ``None`` for a row without one.
-            inputs: the template's ``### Input:`` for each row: context in words, for example an expert's.
-            max_new_tokens, temperature, top_p, seed: see :func:`lav2.llama.generation.generate`.
-            batch_size: rows generated together; it does not change greedy answers.
+            images: a path, a PIL image or an RGB array (height, width, 3) of uint8 for each row; ``None`` for a row
+                without one.
+            inputs: the template's ``### Input:`` for each row: context in words.
+            experts: what they say about a row's image stands below its input (sec 4.4); an adapter without a visual
+                path reads that alone.
+            batch_size: rows generated together; it changes no answer.
+            rows: each row's number, when this call is a part of a larger whole; what is drawn depends on it.
+            settings: ``max_new_tokens=64``, ``temperature=0.0``, ``top_k=0``, ``top_p=1.0``, ``num_beams=1``,
+                ``length_penalty=1.0``, ``repetition_penalty=1.0``, ``stop=()``, ``seed=0``, as explained in
+                :class:`lav2.llama.settings.GenerationSettings`.
 
         Raises:
-            UserError: the lists differ in length, an image cannot be read, or a prompt is too long.
+            UserError: a setting is wrong, the lists differ in length, an image cannot be read, or a prompt is too long.
         """
+        GenerationSettings.checked(settings | {"batch_size": batch_size})
+        if isinstance(instructions, str):
+            raise UserError("instructions is one text; give a list of them, or use stream")
         images = [None] * len(instructions) if images is None else list(images)
         inputs = [""] * len(instructions) if inputs is None else list(inputs)
         if not len(instructions) == len(images) == len(inputs):
             raise UserError(
                 f"{len(instructions)} instructions, {len(images)} images and {len(inputs)} inputs: give one each a row"
             )
-        prompts = [self.template.prompt(*row) for row in zip(instructions, inputs, strict=True)]
+        inputs, images = Experts.of(experts).add_context(self, instructions, images, inputs, settings)
+        prompts = [self.template.render([Turn(*row)]) for row in zip(instructions, inputs, strict=True)]
+        self.encode(prompts, images)  # before the images, which take longer
         features = self.encode_images([image for image in images if image is not None])
         visual: list[Tensor | None] = [None if image is None else next(features) for image in images]
-        return self.answer(
-            prompts, visual, batch_size, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-        )
+        return self.answer(prompts, visual, batch_size, rows, **settings)
 
-    def answer(self, prompts: list[str], visual: list[Tensor | None], batch_size: int, **settings) -> list[str]:
+    def stream(
+        self,
+        instruction: str,
+        image: Picture | None = None,
+        input: str = "",
+        *,
+        experts: Experts | Sequence[Expert] = (),
+        **settings: Any,
+    ) -> Iterator[str]:
+        """The answer to one instruction in pieces as they come; together they are what :meth:`generate` returns.
+
+        Closing the iterator, or leaving its loop and dropping it, ends the generation.
+
+        Args:
+            instruction, image, input, experts, settings: as one row of :meth:`generate`; beams cannot be streamed.
+
+        Raises:
+            UserError: as :meth:`generate`, at the call and not only at the first piece.
+        """
+        GenerationSettings.checked(settings)
+        (input,), (image,) = Experts.of(experts).add_context(self, [instruction], [image], [input], settings)
+        prompt = self.template.render([Turn(instruction, input)])
+        self.encode([prompt], [image])
+        visual = None if image is None else next(self.encode_images([image]))
+        return self.stream_answer(prompt, visual, **settings)
+
+    def answer(
+        self,
+        prompts: list[list[Segment]],
+        visual: list[Tensor | None],
+        batch_size: int = 32,
+        rows: Sequence[int] | None = None,
+        **settings: Any,
+    ) -> list[str]:
         """Continue rendered ``prompts``, each with the features (S, F) of its image or ``None``."""
-        tokens = [self.tokenizer.encode(prompt) for prompt in prompts]
+        rows = range(len(prompts)) if rows is None else rows
+        tokens = self.encode(prompts, visual)
+        settings |= {"stop": self.stop_texts(settings)}
+        text = AnswerText(self.tokenizer.decode, settings["stop"])
         answers = [""] * len(prompts)
         # Rows with and without an image take different paths; rows of similar length share a batch.
         order = sorted(range(len(prompts)), key=lambda row: (visual[row] is None, len(tokens[row])))
         with_image = [row for row in order if visual[row] is not None]
-        for rows in (with_image, order[len(with_image) :]):
-            for start in range(0, len(rows), batch_size):
-                batch = rows[start : start + batch_size]
-                with torch.inference_mode():
-                    features = torch.stack([visual[row] for row in batch]) if rows is with_image else None
-                    hooks = self.model.bind(features, keep=True)
+        for group in (with_image, order[len(with_image) :]):
+            for start in range(0, len(group), batch_size):
+                batch = group[start : start + batch_size]
                 new = generate(
                     self.model.llama,
                     [tokens[row] for row in batch],
-                    hooks=hooks,
-                    eos_id=self.tokenizer.eos_id,
+                    hooks=self.bind([visual[row] for row in batch] if group is with_image else None),
+                    eos_id=self.end_ids,
+                    decode=self.tokenizer.decode,
+                    rows=[rows[row] for row in batch],
                     **settings,
                 )
                 for row, ids in zip(batch, new, strict=True):
-                    answers[row] = self.tokenizer.decode(ids).strip()
+                    answers[row] = text.whole(ids)
         return answers
 
-    def encode_images(self, images: Iterable[Picture]) -> Iterable[Tensor]:
-        """The frozen encoder's features (S, F) of each image, one after another."""
+    def stream_answer(self, prompt: list[Segment], visual: Tensor | None, **settings: Any) -> Iterator[str]:
+        """Continue one rendered ``prompt``, with the features (S, F) of its image or ``None``, in pieces."""
+        return stream(
+            self.model.llama,
+            *self.encode([prompt], [visual]),
+            self.tokenizer.decode,
+            hooks=self.bind(None if visual is None else [visual]),
+            eos_id=self.end_ids,
+            **settings | {"stop": self.stop_texts(settings)},
+        )
+
+    @torch.inference_mode()
+    def bind(self, visual: list[Tensor] | None) -> list[BlockHooks]:
+        """The adapter for a batch, with the features (S, F) of each row's image or without images."""
+        return self.model.bind(None if visual is None else torch.stack(visual), keep=True)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer: EOS and, in a chat template, the one that ends a turn."""
+        names = [self.template.stop] if self.template.stop in self.template.control_tokens else []
+        return [self.tokenizer.eos_id, *map(self.tokenizer.token_id, names)]
+
+    def stop_texts(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The texts that end an answer: those in ``settings`` and the template's own."""
+        stop = GenerationSettings.checked(settings).stop
+        template = self.template.stop
+        return (*stop, template) if template and template not in self.template.control_tokens else stop
+
+    def encode(self, prompts: Sequence[Sequence[Segment]], images: Sequence[Any] | None = None) -> list[list[int]]:
+        """Token ids of rendered prompts, each with its image (or what stands for it) or ``None``.
+
+        Raises:
+            UserError: one leaves no room for an answer.
+        """
+        has_image = [False] * len(prompts) if images is None else [image is not None for image in images]
+        tokens = [self.prompt_tokens(*row) for row in zip(prompts, has_image, strict=True)]
+        check_prompts(self.model.llama.config, tokens)
+        return tokens
+
+    def prompt_tokens(self, prompt: Sequence[Segment], has_image: bool) -> list[int]:
+        """Token ids of a rendered prompt, with places for an image where the model reads images as tokens."""
+        config = self.model.config
+        prefix = image_prefix(self.tokenizer, config.visual_length, has_image) if config.fusion == "tokens" else ()
+        return encode_prompt(self.tokenizer, prompt, prefix)
+
+    def encode_images(self, images: Iterable[Picture]) -> Iterator[Tensor]:
+        """The frozen encoder's features (S, F) of each image, one after another; its pixels where it is adapted too."""
         for image in images:
             if self.encoder is None:
                 raise UserError("this adapter was trained without images, so it cannot see one")
-            if not isinstance(image, Image.Image):
-                try:
-                    image = load_image(Path(image))
-                except OSError as error:
-                    raise UserError(f"cannot read the image {image}: {error}") from None
-            pixels = self.encoder.preprocess(image)[None].to(self.device)
-            yield self.encoder(pixels)[0]
+            pixels = self.encoder.preprocess(read_picture(image))[None].to(self.device)
+            yield pixels[0] if self.model.config.mixture.vision_blocks else self.encoder(pixels)[0]
+
+    def sibling(self, folder: str | Path, vision_weights: str | Path | None = None) -> "Assistant":
+        """Another adapter on this base: the frozen weights are in memory once, the encoder's too if it is the same.
+
+        Args:
+            folder, vision_weights: see :func:`load`.
+
+        Raises:
+            UserError: as for :func:`load`.
+        """
+        folder = find_adapter(folder)
+        config = read_adapter_config(folder)
+        encoder = self.encoder if config["vision"] else None
+        if config["vision"] and (encoder is None or encoder.fingerprint != config["vision_fingerprint"]):
+            encoder = load_encoder(folder, config, vision_weights).to(self.device)
+        model = load_adapter(folder, self.model.llama, encoder).to(self.device)
+        template = choose_template(config["template"], self.tokenizer)
+        return Assistant(model, self.tokenizer, encoder, template, config["caption_prompts"])
 
     @property
     def device(self) -> torch.device:

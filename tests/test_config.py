@@ -8,6 +8,9 @@ from hydra import compose, initialize_config_dir
 
 from lav2.cli import CONF, register_resolvers
 from lav2.config import problems
+from lav2.llama import load_llama
+from tests.llama.gguf_files import sentencepiece_settings, write_gguf
+from tests.llama.stored import TOKENIZER, save_meta, save_shards, small_llama
 
 
 def config(*overrides):
@@ -125,6 +128,15 @@ def test_unset_paths_are_named_by_what_sets_them():
     ]
 
 
+def test_instructions_about_images_need_the_encoder(tmp_path):
+    (tmp_path / "chat.json").write_text("[]")
+    llava = f"data.instructions=[{{format: llava, path: {tmp_path / 'chat.json'}, images: {tmp_path}}}]"
+    overrides = ["experiment=coco_mini", "tasks=[instruction]", "vision.weights=null"]
+    (found,) = problems(config(*overrides, llava))
+    assert found.startswith("vision.weights is None")
+    assert problems(config(*overrides, f"data.instructions=[{tmp_path / 'chat.json'}]")) == []
+
+
 def test_a_folder_without_weights(tmp_path):
     embedded = CONF.parent / "lav2" / "demo" / "weights" / "llama"
     for name in ("config.json", "tokenizer.model"):
@@ -133,3 +145,52 @@ def test_a_folder_without_weights(tmp_path):
     assert found.startswith(f"no weights at {tmp_path / 'model.safetensors'}")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
     assert any(str(tmp_path) in line for line in problems(config("experiment=demo", f"llama.path={tmp_path}")))
+
+
+@pytest.fixture
+def in_one_file(tmp_path):
+    """The embedded LLaMA as a GGUF file with its tokenizer, to which ``in_one_file(*pieces)`` adds pieces."""
+    pytest.importorskip("gguf", reason="needs the package gguf")
+    embedded = CONF.parent / "lav2" / "demo" / "weights" / "llama"
+
+    def write(*pieces):
+        settings = sentencepiece_settings(embedded / "tokenizer.model")
+        settings["tokenizer.ggml.tokens"] += pieces
+        settings["tokenizer.ggml.scores"] += [0.0] * len(pieces)
+        settings["tokenizer.ggml.token_type"] += [3] * len(pieces)
+        return write_gguf(tmp_path / "llama.gguf", load_llama(embedded), "F16", settings)
+
+    return write
+
+
+def test_a_gguf_file_brings_its_tokenizer(in_one_file):
+    assert problems(config("experiment=demo", f"llama.path={in_one_file()}")) == []
+
+
+def test_a_tokenizer_of_another_vocabulary_is_found(in_one_file):
+    path = in_one_file("<|im_start|>")
+    (found,) = problems(config("experiment=demo", f"llama.tokenizer={path}"))
+    assert found.startswith(f"{path} is a tokenizer of another vocabulary: it has 641 tokens, the model knows 640")
+
+
+def test_a_damaged_tokenizer_is_found(tmp_path):
+    (tmp_path / "tokenizer.model").write_text("<!DOCTYPE html>")
+    (found,) = problems(config("experiment=demo", f"llama.tokenizer={tmp_path}"))
+    assert found.startswith(f"{tmp_path / 'tokenizer.model'} is no SentencePiece model")
+
+
+def test_all_that_is_wrong_with_a_base_is_found_before_its_weights_are_read(tmp_path):
+    folder = save_shards(small_llama(num_layers=6), tmp_path)
+    (folder / "tokenizer.model").unlink()
+    (folder / "model-00002-of-00003.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    found = problems(config("experiment=demo", f"llama.path={folder}"))
+    assert [line.split(": ")[0] for line in found] == [
+        f"{folder / 'model-00002-of-00003.safetensors'} is a git-lfs pointer, not the weights",
+        f"no tokenizer at {folder / 'tokenizer.model'}",
+    ]
+
+
+def test_a_folder_of_metas_has_no_problems(tmp_path):
+    folder = save_meta(tmp_path, small_llama(hidden_size=144, num_layers=6), ranks=2)
+    shutil.copy(TOKENIZER, folder)
+    assert problems(config("experiment=demo", f"llama.path={folder}")) == []

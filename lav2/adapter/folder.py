@@ -15,6 +15,7 @@ from lav2.adapter.model import AdaptedLlama
 from lav2.errors import UserError
 from lav2.llama import Llama, LlamaConfig
 from lav2.llama.loading import check_tensors, fingerprint
+from lav2.vision import VisionEncoder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT = 1
@@ -55,18 +56,18 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load_adapter(folder: str | Path, llama: Llama) -> AdaptedLlama:
-    """The adapter in ``folder`` on ``llama``, the base model it was trained on.
+def load_adapter(folder: str | Path, llama: Llama, encoder: VisionEncoder | None = None) -> AdaptedLlama:
+    """The adapter in ``folder`` on ``llama``, the base model it was trained on; ``encoder`` if it has parts in that.
 
     Raises:
         UserError: the base model is another one (says what differs), or a tensor is missing, unexpected or misshapen.
     """
     config, weights = read_adapter_config(folder), Path(folder) / WEIGHTS
-    trained_on = LlamaConfig(**config["base"]["shape"])
+    trained_on = asdict(LlamaConfig(**config["base"]["shape"]))
     differences = [
-        f"{name} {value} instead of {getattr(trained_on, name)}"
+        f"{name} {value} instead of {trained_on[name]}"
         for name, value in asdict(llama.config).items()
-        if value != getattr(trained_on, name)
+        if value != trained_on[name] and name != "max_length"  # formats differ in what they say of the longest sequence
     ]
     if differences:
         raise UserError(
@@ -83,7 +84,7 @@ def load_adapter(folder: str | Path, llama: Llama) -> AdaptedLlama:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read {weights}: {error}") from None
-    model = AdaptedLlama(llama, AdapterConfig.from_dict(config["adapter"]), config["feature_width"])
+    model = AdaptedLlama(llama, AdapterConfig.from_dict(config["adapter"]), config["feature_width"], encoder)
     check_tensors(state, {name: value.shape for name, value in model.adapter.state_dict().items()}, weights)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():

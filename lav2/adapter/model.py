@@ -1,42 +1,47 @@
-"""LLaMA-Adapter V2: what is added to a frozen LLaMA, and the adapted model (V2 paper, sec 4).
+"""LLaMA-Adapter: what is added to a frozen LLaMA, and the adapted model (V2 paper, sec 4; V1 paper, sec 3).
 
 The adapter is apart from the base: its parameters live in modules of their own and enter a block through
 :class:`lav2.llama.BlockHooks`. So the base is frozen by construction, several adapters can share one, and leaving the
 adapter out gives the base back exactly.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
-from lav2.adapter.config import AdapterConfig
-from lav2.adapter.ownership import trains
-from lav2.adapter.prompts import AdaptationPrompts, Gate, prompt_attention
-from lav2.adapter.tuning import LinearTuning, NormTuning
+from lav2.adapter.config import LINEARS, AdapterConfig, MixtureConfig
+from lav2.adapter.hooks import AdapterHooks, OuterHooks, Seen
+from lav2.adapter.mixture import MixtureOfModality
+from lav2.adapter.ownership import trains, used
+from lav2.adapter.prompts import AdaptationPrompts, Gate
+from lav2.adapter.tuning import LinearTuning, LowRank, NormTuning
 from lav2.errors import UserError
 from lav2.llama import BlockHooks, Llama
-from lav2.llama.model import Attention, Block, RMSNorm
-from lav2.vision.projector import LinearProjector, QueryProjector
-
-LINEARS = {
-    **dict.fromkeys(("wq", "wk", "wv", "wo"), "attention"),
-    **dict.fromkeys(("w1", "w2", "w3"), "feed_forward"),
-}
+from lav2.llama.model import Block
+from lav2.vision.encoder import VisionEncoder
+from lav2.vision.projector import BottleneckProjector, LinearProjector, QueryProjector
 
 
 class LayerTuning(nn.Module):
-    """What the instruction group adds to one block: bias tuning, norms and, in the last L blocks, prompts."""
+    """What the instruction group adds to one block: bias tuning, LoRA, norms, mixture and, in the last L, prompts."""
 
     def __init__(self, block: Block, config: AdapterConfig, prompts: AdaptationPrompts | None):
         super().__init__()
         self.prompts = prompts
-        tuned = LINEARS if config.bias or config.scale != "none" else {}
-        self.linears = nn.ModuleDict(
-            {
-                name: LinearTuning(getattr(getattr(block, part), name), config.bias, config.scale)
-                for name, part in tuned.items()
-            }
-        )
+        self.linears = nn.ModuleDict()
+        for name in LINEARS:
+            linear = getattr(block.attention if hasattr(block.attention, name) else block.feed_forward, name)
+            bias = config.bias and name in config.linears
+            scale = config.scale if name in config.linears else "none"
+            low_rank = config.lora.rank and name in config.lora.linears
+            if bias or scale != "none" or low_rank:
+                lora = LowRank(linear, config.lora.rank, config.lora.scaling) if low_rank else None
+                self.linears[name] = LinearTuning(linear, bias, scale, lora)
         names = () if config.norms == "none" else ("attention_norm", "ffn_norm")
         self.norms = nn.ModuleDict({name: NormTuning(getattr(block, name)) for name in names})
+        size = block.attention.wq.in_features
+        self.mixture = new_mixture(size, config.mixture) if config.mixture.width else None
 
 
 class InstructionGroup(nn.Module):
@@ -57,6 +62,8 @@ class InstructionGroup(nn.Module):
             for index, block in enumerate(llama.layers)
         )
         self.norm = NormTuning(llama.norm) if config.norms == "all" else None
+        # LaVIN's modality token: without an image, with one
+        self.modality = nn.Parameter(torch.randn(2, shape.hidden_size)) if config.fusion == "tokens" else None
 
 
 class CaptionGroup(nn.Module):
@@ -69,141 +76,110 @@ class CaptionGroup(nn.Module):
             self.projector = QueryProjector(
                 feature_width, size, projector.width, projector.blocks, projector.heads, config.visual_length
             )
+        elif projector.kind in ("bottleneck", "mlp"):
+            scales = projector.scales if projector.kind == "bottleneck" else None
+            self.projector = BottleneckProjector(feature_width, size, projector.width, scales)
         else:
             self.projector = LinearProjector(feature_width, size, pooled=projector.kind == "linear_pooled")
-        self.gates = nn.ModuleList(new_gate(llama, config) for _ in range(config.visual_layers))
+        early = config.visual_layers if config.fusion == "early" else 0
+        self.gates = nn.ModuleList(new_gate(llama, config) for _ in range(early))
+        mixture = config.mixture  # in the image encoder
+        self.mixtures = nn.ModuleList(new_mixture(mixture.vision_width, mixture) for _ in range(mixture.vision_blocks))
 
 
 def new_gate(llama: Llama, config: AdapterConfig) -> Gate:
-    return Gate(llama.config.num_heads, config.gate == "per_head", config.gate_activation == "tanh")
+    return Gate(llama.config.num_heads, config.gate == "per_head", config.gate_activation == "tanh", config.new_gate)
 
 
-class AdapterHooks(BlockHooks):
-    """One block's share of the adapter, for one forward pass.
-
-    Args:
-        tuning: the instruction group's part.
-        train_instruction: whether this pass gives that group gradients.
-        visual: the visual prompts (B, P, C) and their gate's factors, in the first K blocks of a pass with images.
-        prompt_projection: see :class:`AdapterConfig`.
-        keep: compute the prompts' keys and values once and keep them; only for generation, where the same hooks serve
-            every step and no gradient flows.
-    """
-
-    def __init__(
-        self,
-        tuning: LayerTuning,
-        train_instruction: bool,
-        visual: tuple[Tensor, Tensor] | None,
-        prompt_projection: str,
-        keep: bool,
-    ):
-        self.tuning, self.train_instruction, self.visual = tuning, train_instruction, visual
-        self.prompt_projection, self.keep = prompt_projection, keep
-        self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = None
-
-    def norm(self, name: str, norm: RMSNorm, x: Tensor) -> Tensor:
-        if name not in self.tuning.norms:
-            return norm(x)
-        return self.tuning.norms[name](norm, x, self.train_instruction)
-
-    def linear(self, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
-        if name not in self.tuning.linears:
-            return linear(x)
-        return self.tuning.linears[name](linear, x, self.train_instruction)
-
-    def attend(self, attention: Attention, query: Tensor, output: Tensor) -> Tensor:
-        prompts = self.kept or list(self.prompts(attention))
-        if self.keep:
-            self.kept = prompts
-        for key, value, gate in prompts:
-            output = output + prompt_attention(query, key, value, gate)
-        return output
-
-    def prompts(self, attention: Attention):
-        """(key, value, gate) of each kind of prompt this block reads, through the block's own W_k and W_v.
-
-        Prompts pass no attention norm and get no rotary position.
-        """
-        sources = [] if self.visual is None else [self.visual]
-        if self.tuning.prompts is not None:
-            train = self.train_instruction
-            prompt = self.tuning.prompts.prompt
-            sources.append(((prompt if train else prompt.detach())[None], self.tuning.prompts.gate(train)))
-        for prompt, gate in sources:
-            prompt = prompt.to(attention.wk.weight.dtype)
-            if self.prompt_projection == "tuned":
-                key, value = self.linear("wk", attention.wk, prompt), self.linear("wv", attention.wv, prompt)
-            else:
-                key, value = attention.wk(prompt), attention.wv(prompt)
-            yield attention.heads(key, attention.num_kv_heads), attention.heads(value, attention.num_kv_heads), gate
-
-
-class FinalNormHooks(BlockHooks):
-    """The final norm's share of the adapter."""
-
-    def __init__(self, tuning: NormTuning | None, train: bool):
-        self.tuning, self.train = tuning, train
-
-    def norm(self, name: str, norm: RMSNorm, x: Tensor) -> Tensor:
-        return norm(x) if self.tuning is None else self.tuning(norm, x, self.train)
+def new_mixture(size: int, config: MixtureConfig) -> MixtureOfModality:
+    return MixtureOfModality(size, config.width, config.groups, config.temperature, config.dropout)
 
 
 class AdaptedLlama(nn.Module):
     """A frozen LLaMA and its adapter: tokens (B, T), features (B, S, F) or None → logits (B, T, V).
 
-    ``llama`` holds what is frozen, ``adapter`` all that trains: ``adapter.caption`` and ``adapter.instruction``.
+    ``llama`` holds what is frozen, ``adapter`` all that trains: ``adapter.caption`` and ``adapter.instruction``. An
+    adapter with mixtures in the image encoder needs the ``encoder`` as well, and reads pixels in place of features.
     """
 
-    def __init__(self, llama: Llama, config: AdapterConfig, feature_width: int | None):
+    def __init__(
+        self, llama: Llama, config: AdapterConfig, feature_width: int | None, encoder: VisionEncoder | None = None
+    ):
         super().__init__()
         self.config = config
         self.feature_width = feature_width
         self.llama = llama.requires_grad_(False)
+        self.encoder = encoder if config.mixture.vision_blocks else None
         groups = {"instruction": InstructionGroup(llama, config)}
-        if config.visual_layers:
+        if config.sees:
             groups["caption"] = CaptionGroup(llama, config, feature_width)
         self.adapter = nn.ModuleDict(groups)
 
-    def forward(self, tokens: Tensor, visual: Tensor | None = None, task: str | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, visual: Tensor | None = None, task: str | None = None, has_image: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, V).
 
         Args:
             tokens: (B, T), padded at the right or not at all.
-            visual: features (B, S, F) of one image a row from the frozen encoder; ``None`` leaves the visual path out.
+            visual: features (B, S, F) of one image a row from the frozen encoder, or its pixels (B, 3, H, W) where the
+                encoder is adapted too; ``None`` leaves the visual path out.
             task: ``caption`` or ``instruction`` gives gradients to that task's parameters only; ``None`` to all.
+            has_image: (B,) booleans where only some rows have one; the others' features are read but count for nothing.
         """
-        return self.llama.logits(self.hidden(tokens, visual, task))
+        return self.llama.logits(self.hidden(tokens, visual, task, has_image))
 
-    def hidden(self, tokens: Tensor, visual: Tensor | None = None, task: str | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, visual: Tensor | None = None, task: str | None = None, has_image: Tensor | None = None
+    ) -> Tensor:
         """Hidden states (B, T, C) after the final norm; arguments as for :meth:`forward`."""
-        return self.llama.hidden(tokens, hooks=self.bind(visual, task))
+        return self.llama.hidden(tokens, hooks=self.bind(visual, task, has_image))
 
-    def bind(self, visual: Tensor | None = None, task: str | None = None, keep: bool = False) -> list[BlockHooks]:
+    def bind(
+        self,
+        visual: Tensor | None = None,
+        task: str | None = None,
+        has_image: Tensor | None = None,
+        keep: bool = False,
+    ) -> list[BlockHooks]:
         """The adapter as hooks for ``self.llama``, bound to the images of one batch.
 
         With ``keep`` the prompts' keys and values are computed once and serve every later step (generation only).
         """
-        train_instruction, train_caption = trains("instruction", task), trains("caption", task)
+        train = trains("instruction", task, self.config.ownership)
         instruction: InstructionGroup = self.adapter["instruction"]
-        prompts, gates = None, []
+        prompts = None
         if visual is not None:
-            prompts, gates = self.visual_prompts(visual, train_caption), self.adapter["caption"].gates
-        return [
-            AdapterHooks(
-                tuning,
-                train_instruction,
-                (prompts, gates[index](train_caption)) if index < len(gates) else None,
-                self.config.prompt_projection,
-                keep,
-            )
+            prompts = self.visual_prompts(visual, trains("caption", task, self.config.ownership))
+        modality = None if instruction.modality is None else used(instruction.modality, train)
+        outer = OuterHooks(instruction.norm, train, modality, prompts)
+        seen = self.seen(prompts, task, has_image)
+        hooks = [
+            AdapterHooks(tuning, train, seen[index], outer, self.config.prompt_projection, keep)
             for index, tuning in enumerate(instruction.layers)
-        ] + [FinalNormHooks(instruction.norm, train_instruction)]
+        ]
+        return [*hooks, outer]
+
+    def seen(self, prompts: Tensor | None, task: str | None, has_image: Tensor | None) -> list[Seen | None]:
+        """What each block is given of a batch's visual prompts; nothing, where they are tokens or there are none."""
+        train = trains("caption", task, self.config.ownership)
+        layers = len(self.llama.layers)
+        if prompts is None or self.config.fusion == "tokens":
+            return [None] * layers
+        present = None if has_image is None else has_image[:, None, None].to(prompts.dtype)
+        if self.config.fusion == "late":
+            return [Seen(prompts if present is None else prompts * present, None)] * layers
+        gates = [gate(train)[None] for gate in self.adapter["caption"].gates]
+        if present is not None:
+            gates = [gate * present[..., None] for gate in gates]
+        return [Seen(prompts, gate) for gate in gates] + [None] * (layers - len(gates))
 
     def visual_prompts(self, visual: Tensor, train: bool = True) -> Tensor:
-        """Features (B, S, F) → visual prompts (B, P, C)."""
+        """Features (B, S, F), or pixels where the encoder is adapted too, → visual prompts (B, P, C)."""
         if "caption" not in self.adapter:
             raise UserError("this adapter has no visual path (adapter.visual_layers is 0), so it cannot see an image")
+        if self.config.mixture.vision_blocks:
+            visual = self.encode(visual, train)
         if visual.dim() != 3 or visual.shape[-1] != self.feature_width:
             raise UserError(
                 f"visual features have shape {tuple(visual.shape)}; this adapter expects "
@@ -213,14 +189,34 @@ class AdaptedLlama(nn.Module):
         prompts = projector(visual.to(projector.output.weight.dtype))
         return prompts if train else prompts.detach()
 
+    def encode(self, pixels: Tensor, train: bool) -> Tensor:
+        """Pixels (B, 3, H, W) → features (B, S, F) of the encoder with a mixture in front of each attention."""
 
-def adapt(llama: Llama, config: AdapterConfig | dict | None = None, feature_width: int | None = None) -> AdaptedLlama:
+        def adapter(mixture: MixtureOfModality) -> Callable[[Tensor], Tensor]:
+            def adapt_states(x: Tensor) -> Tensor:  # (B, S, width), class token first
+                first = x[:1] if self.config.mixture.routing == "first_of_batch" else x[:, :1]
+                return mixture(x, mixture.route(first, train), train)
+
+            return adapt_states
+
+        if self.encoder is None:
+            raise UserError("this adapter's mixtures stand in the image encoder: give it as adapt(…, encoder=…)")
+        return self.encoder(pixels, [adapter(mixture) for mixture in self.adapter["caption"].mixtures])
+
+
+def adapt(
+    llama: Llama,
+    config: AdapterConfig | dict | None = None,
+    feature_width: int | None = None,
+    encoder: VisionEncoder | None = None,
+) -> AdaptedLlama:
     """Put an adapter on ``llama``; its logits are the frozen model's, exactly, until it is trained.
 
     Args:
         llama: the base model; its parameters are frozen.
         config: an :class:`AdapterConfig` or its values; default: the paper's.
         feature_width: F of the encoder's features (``VisionEncoder.width``); may also stand in a dict ``config``.
+        encoder: the image encoder, where the adapter has parts in it (LaVIN).
 
     Raises:
         UserError: the config does not fit the model; all its problems are named.
@@ -230,8 +226,8 @@ def adapt(llama: Llama, config: AdapterConfig | dict | None = None, feature_widt
         feature_width = values.pop("feature_width", feature_width)
         config = AdapterConfig.from_dict(values)
     problems = config.problems(llama.config)
-    if config.visual_layers and not feature_width:
+    if config.sees and not feature_width:
         problems.append("an adapter that sees images needs feature_width, the width of the encoder's features")
     if problems:
         raise UserError("; ".join(problems))
-    return AdaptedLlama(llama, config, feature_width)
+    return AdaptedLlama(llama, config, feature_width, encoder)

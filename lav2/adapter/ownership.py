@@ -1,10 +1,11 @@
 """Who owns a parameter: the one table behind joint training with disjoint parameters (V2 paper, sec 4.2).
 
 An adapter is two modules, ``caption`` and ``instruction``. A parameter is owned by the task whose module holds it, and
-everything else is frozen. Freezing, optimizers, gradient routing, checkpoints and the printed table all ask here.
+everything else is frozen. Methods whose tasks share all parameters (V1, LaVIN) keep the two groups and let every task
+train both. Freezing, optimizers, gradient routing, checkpoints and the printed table all ask here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -18,9 +19,12 @@ def used(parameter: Tensor, train: bool) -> Tensor:
     return parameter if train else parameter.detach()
 
 
-def trains(owner: str, task: str | None) -> bool:
-    """Whether a forward pass for ``task`` gives gradients to ``owner``'s parameters; ``None`` is a pass for both."""
-    return task in (None, owner)
+def trains(owner: str, task: str | None, ownership: str = "disjoint") -> bool:
+    """Whether a forward pass for ``task`` gives gradients to ``owner``'s parameters; ``None`` is a pass for both.
+
+    With ``ownership="shared"`` every task moves every parameter, as in V1; the groups keep their optimizers.
+    """
+    return ownership == "shared" or task in (None, owner)
 
 
 def owner(name: str) -> str:
@@ -35,15 +39,30 @@ def owned(model: nn.Module, task: str) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if owner(name) == task}
 
 
+def trained_groups(model: nn.Module, tasks: Iterable[str], ownership: str = "disjoint") -> list[str]:
+    """The groups that training on ``tasks`` moves, of those ``model`` has."""
+    return [
+        group
+        for group in TASKS
+        if any(trains(group, task, ownership) for task in tasks) and any(True for _ in owned(model, group))
+    ]
+
+
 def part(name: str) -> str:
     """The part of the method a parameter belongs to, as the table lists it."""
     words = name.split(".")
     if words[0] != "adapter":
-        return "language model"
+        return "image encoder" if words[0] == "encoder" else "language model"
     if words[2] == "projector":
         return "visual projector"
+    if "mixture" in words or "mixtures" in words:
+        return "mixture, language" if "mixture" in words else "mixture, image encoder"
+    if words[-1] == "modality":
+        return "modality token"
     if "gate" in words or "gates" in words:
         return "gates"
+    if "lora" in words:
+        return "LoRA"
     return {"prompt": "prompts", "scale": "scale", "bias": "bias", "weight": "norms"}[words[-1]]
 
 
@@ -72,6 +91,6 @@ def parameter_summary(model: nn.Module) -> dict:
         },
         "trainable": trainable,
         "total": trainable + totals[FROZEN],
-        "percent_of_base": round(100 * trainable / totals[FROZEN], 4),
+        "percent_of_base": round(100 * trainable / sum(p["count"] for p in parts if p["part"] == "language model"), 4),
         "owners": {name: owner(name) for name, _ in model.named_parameters()},
     }

@@ -11,17 +11,22 @@ class Gate(nn.Module):
     """How far the prompts' answer enters a layer: 0 at the start, so that training begins from the frozen model.
 
     One gate per head, or one for all (``per_head=False``, V1's first release), through tanh unless ``tanh=False``.
+    ``new_gate`` adds a factor of its own for all heads, 1 at the start (the authors' released LORA models).
     """
 
-    def __init__(self, num_heads: int, per_head: bool = True, tanh: bool = True):
+    def __init__(self, num_heads: int, per_head: bool = True, tanh: bool = True, new_gate: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_heads if per_head else 1))
+        self.new_gate = nn.Parameter(torch.ones(1)) if new_gate else None
         self.tanh = tanh
 
     def forward(self, train: bool = True) -> Tensor:
         """Factors (H or 1, 1, 1) for heads (B, H, T, D); with ``train=False`` the gate gets no gradient."""
         weight = used(self.weight, train)
-        return (weight.tanh() if self.tanh else weight)[:, None, None]
+        factor = weight.tanh() if self.tanh else weight
+        if self.new_gate is not None:
+            factor = factor * used(self.new_gate, train)
+        return factor[:, None, None]
 
 
 class AdaptationPrompts(nn.Module):
@@ -31,6 +36,10 @@ class AdaptationPrompts(nn.Module):
         super().__init__()
         self.prompt = nn.Parameter(torch.randn(length, hidden_size))
         self.gate = gate
+
+    def forward(self, train: bool = True) -> Tensor:
+        """The prompts as a batch of one, (1, P, C); with ``train=False`` they get no gradient."""
+        return used(self.prompt, train)[None]
 
 
 def prompt_attention(query: Tensor, key: Tensor, value: Tensor, gate: Tensor) -> Tensor:
@@ -42,7 +51,7 @@ def prompt_attention(query: Tensor, key: Tensor, value: Tensor, gate: Tensor) ->
     Args:
         query: (B, H, T, D).
         key, value: (B or 1, G, P, D) with G dividing H.
-        gate: (H or 1, 1, 1).
+        gate: (H or 1, 1, 1), or (B, H or 1, 1, 1) where rows differ.
 
     Returns:
         (B, H, T, D), to be added to the heads' output before ``wo``.

@@ -1,32 +1,61 @@
-"""Bias tuning of linear layers, and unfrozen norms (V2 paper, sec 4.1)."""
+"""Bias tuning of linear layers, LoRA, and unfrozen norms (V2 paper, sec 4.1)."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lav2.adapter.ownership import used
 from lav2.llama.model import RMSNorm
 
 
+class LowRank(nn.Module):
+    """LoRA: the update ``scaling · B A`` of a linear layer's weight; ``B`` is zero at the start."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scaling: float):
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, linear.in_features))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))  # as nn.Linear draws its weights
+        self.b = nn.Parameter(torch.zeros(linear.out_features, rank))
+        self.scaling = scaling
+
+    def forward(self, x: Tensor, train: bool) -> Tensor:
+        """What the update adds to the layer's output on ``x`` (…, in) → (…, out)."""
+        a, b = (used(parameter, train).to(x.dtype) for parameter in (self.a, self.b))
+        return F.linear(F.linear(x, a), b) * self.scaling
+
+    def update(self) -> Tensor:
+        """ΔW (out, in)."""
+        return self.scaling * self.b @ self.a
+
+
 class LinearTuning(nn.Module):
-    """A scale, one at the start, and a bias, zero at the start, around a frozen linear layer (Eq. 1).
+    """A scale, one at the start, a bias, zero at the start, and a low-rank update around a frozen linear layer (Eq. 1).
 
     ``scale="output"`` is the paper's ``y = s · (W x + b)``; ``"input"`` is ``y = W (s · x) + b``, as in the authors'
-    65B chat code. Both act in fp32 whatever the dtype of ``x``: bf16 would round a scale of 1.002 to 1.
+    65B chat code. Both act in fp32 whatever the dtype of ``x``: bf16 would round a scale of 1.002 to 1. With ``lora``
+    W stands for ``W + ΔW``.
     """
 
-    def __init__(self, linear: nn.Linear, bias: bool, scale: str):
+    def __init__(self, linear: nn.Linear, bias: bool, scale: str, lora: LowRank | None = None):
         super().__init__()
         self.scale_side = scale
         scale_size = {"output": linear.out_features, "input": linear.in_features}.get(scale)
         self.scale = nn.Parameter(torch.ones(scale_size)) if scale_size else None
         self.bias = nn.Parameter(torch.zeros(linear.out_features)) if bias else None
+        self.lora = lora
 
     def forward(self, linear: nn.Linear, x: Tensor, train: bool = True) -> Tensor:
-        """The tuned linear layer on ``x`` (…, in) → (…, out); with ``train=False`` scale and bias get no gradient."""
+        """The tuned linear layer on ``x`` (…, in) → (…, out); with ``train=False`` nothing here gets a gradient."""
         scale = None if self.scale is None else used(self.scale, train).float()
         # a product or sum of bf16 with an fp32 tensor is fp32
-        y = linear((x * scale).to(x.dtype) if self.scale_side == "input" else x)
-        tuned = y if self.bias is None else y + used(self.bias, train).float()
+        if self.scale_side == "input":
+            x = (x * scale).to(x.dtype)
+        y = linear(x)
+        tuned = y if self.lora is None else y + self.lora(x, train)
+        if self.bias is not None:
+            tuned = tuned + used(self.bias, train).float()
         if self.scale_side == "output":
             tuned = tuned * scale
         return tuned.to(y.dtype)
@@ -38,6 +67,8 @@ class LinearTuning(nn.Module):
             linear.in_features, linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device
         )
         weight, bias = linear.weight.float(), torch.zeros(linear.out_features, device=linear.weight.device)
+        if self.lora is not None:
+            weight = weight + self.lora.update()
         if self.bias is not None:
             bias = bias + self.bias
         if self.scale_side == "output":

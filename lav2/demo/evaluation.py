@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lav2.data.captions import CaptionSource, read_captions
 from lav2.data.problems import Problems
-from lav2.data.sources import CaptionSource, read_captions
 from lav2.demo.data import read_scenes
 from lav2.demo.scoring import Question, ask, caption_scores, shuffled
-from lav2.evaluation.captions import caption_images, caption_samples, require
+from lav2.evaluation.captions import caption_images, caption_samples
 from lav2.evaluation.coco import coco_scores
-from lav2.evaluation.report import Answer, Report, Score, add_run
+from lav2.evaluation.predict import Predictor, check
+from lav2.evaluation.report import Answer, Report, Score, add_results
 from lav2.evaluation.report import Question as QuestionCard
 from lav2.evaluation.results import Prediction, Results
-from lav2.inference import Assistant
 
 # Training never asks any of these about an image. Questions with two possible answers are scored apart, since half of
 # them come right by guessing; "sign" is left out, for the encoder is too coarse to read.
@@ -45,14 +45,16 @@ class Scenes:
     generation: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
-    def __post_init__(self):
-        require(images=self.folder)
+    name = "demo"
 
-    def run(self, assistant: Assistant) -> Results:
+    def __post_init__(self):
+        check(self.generation, images=self.folder)
+
+    def run(self, predictor: Predictor) -> Results:
         folder = Path(self.folder).absolute()
         scenes = read_scenes(folder)
         images = {name: folder / "images" / name for name in scenes}
-        captions, details = (self.describe(assistant, images, prompt) for prompt in assistant.caption_prompts)
+        captions, details = (self.describe(predictor, images, prompt) for prompt in predictor.caption_prompts)
 
         references: dict[str, list[str]] = {name: [] for name in scenes}
         source = CaptionSource(folder / "captions.json", folder / "images")
@@ -69,7 +71,7 @@ class Scenes:
         }
         asked = [question for group in groups.values() for question in group]
         context = {name: f"{captions[name]} {details[name]}" for name in scenes}
-        answers = self.answer(assistant, asked, images, other, context)
+        answers = self.answer(predictor, asked, images, other, context)
         for condition, suffix in SUFFIXES.items():
             pairs = list(zip(asked, answers[condition], strict=True))
             for group, kinds in KINDS.items():
@@ -79,7 +81,7 @@ class Scenes:
         scores["split"] = "heldout"
 
         predictions = [
-            Prediction(name, assistant.caption_prompts[0], captions[name], references[name], image=str(images[name]))
+            Prediction(name, predictor.caption_prompts[0], captions[name], references[name], image=str(images[name]))
             for name in scenes
         ]
         for condition, texts in answers.items():
@@ -90,8 +92,8 @@ class Scenes:
                 predictions.append(
                     Prediction(name, question.text, text, [question.answer], said, str(shown), condition)
                 )
-        settings = {"caption_prompts": assistant.caption_prompts, "generation": dict(self.generation)}
-        return Results("demo", scores, predictions, settings | {"seed": self.seed})
+        settings = {"caption_prompts": predictor.caption_prompts, "generation": dict(self.generation)}
+        return Results(self.name, scores, predictions, settings | {"seed": self.seed})
 
     def report(self, results: Results, run_folder: Path) -> Report:
         """Scores beside their baselines, pictures with captions, questions with answers, training curves."""
@@ -126,15 +128,15 @@ class Scenes:
         report.table(
             ["question", "from the image", "own caption as context", "blind"], kinds, title="By kind of question"
         )
-        return add_run(report, run_folder).details(results.settings)
+        return add_results(report, results, run_folder)
 
-    def describe(self, assistant: Assistant, images: Mapping[str, Path], prompt: str) -> dict[str, str]:
-        captions = caption_images(assistant, list(images.values()), prompt, **self.generation)
+    def describe(self, predictor: Predictor, images: Mapping[str, Path], prompt: str) -> dict[str, str]:
+        captions = caption_images(predictor, list(images.values()), prompt, **self.generation)
         return {name: captions[path] for name, path in images.items()}
 
     def answer(
         self,
-        assistant: Assistant,
+        predictor: Predictor,
         asked: Sequence[Question],
         images: Mapping[str, Path],
         other: Mapping[str, str],
@@ -146,9 +148,9 @@ class Scenes:
         blind = [images[other[question.name]] for question in asked]
         told = [context[question.name] for question in asked]
         return {
-            IMAGE: assistant.generate(texts, own, **self.generation),
-            CAPTION: assistant.generate(texts, inputs=told, **self.generation),
-            BLIND: assistant.generate(texts, blind, **self.generation),
+            IMAGE: predictor.generate(texts, own, **self.generation),
+            CAPTION: predictor.generate(texts, inputs=told, label="answering, own captions", **self.generation),
+            BLIND: predictor.generate(texts, blind, label="answering, blind", **self.generation),
         }
 
 

@@ -11,6 +11,7 @@ from lav2.errors import UserError
 from lav2.evaluation.ptb import tokenize
 
 MAX_ORDER = 4  # n-grams of one to four words, in BLEU and in CIDEr
+SHOWN = 20  # image ids named in a message
 
 ImageId = Hashable
 Captions = Mapping[ImageId, Sequence[str]]
@@ -29,7 +30,7 @@ def coco_scores(references: Captions, predictions: Mapping[ImageId, str]) -> dic
     Raises:
         UserError: an image has no prediction or no reference, or a prediction belongs to no image.
     """
-    reference_words, predicted_words = _tokenized(references, predictions)
+    reference_words, predicted_words = tokenized(references, predictions)
     scores = {f"Bleu_{order}": value for order, value in enumerate(_bleu(reference_words, predicted_words), start=1)}
     scores["ROUGE_L"] = _mean(_rouge_l(reference_words, predicted_words))
     scores["CIDEr"] = _mean(_cider(reference_words, predicted_words))
@@ -38,17 +39,17 @@ def coco_scores(references: Captions, predictions: Mapping[ImageId, str]) -> dic
 
 def coco_image_scores(references: Captions, predictions: Mapping[ImageId, str]) -> dict[ImageId, dict[str, float]]:
     """``ROUGE_L`` and ``CIDEr`` of each image; their means are those of :func:`coco_scores`, which takes the same."""
-    words = _tokenized(references, predictions)
+    words = tokenized(references, predictions)
     pairs = zip(_rouge_l(*words), _cider(*words), strict=True)
     return {image: {"ROUGE_L": rouge, "CIDEr": cider} for image, (rouge, cider) in zip(references, pairs, strict=True)}
 
 
 def rouge_l(references: Captions, predictions: Mapping[ImageId, str]) -> float:
     """The ``ROUGE_L`` of :func:`coco_scores` alone, which suits longer answers too."""
-    return _mean(_rouge_l(*_tokenized(references, predictions)))
+    return _mean(_rouge_l(*tokenized(references, predictions)))
 
 
-def _tokenized(
+def tokenized(
     references: Captions, predictions: Mapping[ImageId, str]
 ) -> tuple[list[list[list[str]]], list[list[str]]]:
     """Words of the references (image, caption, word) and of the predictions (image, word), in the references' order."""
@@ -64,8 +65,14 @@ def _tokenized(
 
 def _refuse(problem: str, images: list[ImageId]) -> None:
     if images:
-        first = ", ".join(map(str, images[:5])) + (", ..." if len(images) > 5 else "")
-        raise UserError(f"coco_scores: {len(images)} image(s) {problem}: {first}; give both for the same image ids")
+        raise UserError(
+            f"coco_scores: {len(images)} image(s) {problem}: {some(images)}; give both for the same image ids"
+        )
+
+
+def some(ids: Sequence[ImageId]) -> str:
+    """The first of many ids, for a message of one line."""
+    return ", ".join(map(str, ids[:SHOWN])) + (", ..." if len(ids) > SHOWN else "")
 
 
 def _mean(values: list[float]) -> float:

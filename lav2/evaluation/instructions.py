@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
+import torch.nn.functional as F
 
+from lav2.data.examples import Example
+from lav2.data.instructions import read_instructions
 from lav2.data.problems import Problems
-from lav2.data.sources import read_instructions
 from lav2.data.tokens import IGNORE, NoRoom, collate, encode
-from lav2.evaluation.captions import require
-from lav2.evaluation.coco import rouge_l
-from lav2.evaluation.report import Answer, Question, Report, Score, add_run
+from lav2.errors import UserError
+from lav2.evaluation.coco import coco_image_scores, rouge_l
+from lav2.evaluation.predict import BATCH_SIZE, Predictor, check, digest
+from lav2.evaluation.report import Answer, Question, Report, Score, add_results
 from lav2.evaluation.results import Prediction, Results
 from lav2.inference import Assistant
-from lav2.training.loss import response_loss
+
+NO_ROOM = "prompt without room for a response"
 
 
 @dataclass
@@ -28,7 +31,7 @@ class Instructions:
         files: what to score.
         split: the name of what is scored.
         limit: score this many, evenly spread; ``None`` scores all.
-        max_length: tokens of prompt and reference; longer references are cut and counted.
+        max_length: tokens of prompt and reference, at most what the model reads; longer references are cut and counted.
         generation: settings of :meth:`lav2.inference.Assistant.generate`.
     """
 
@@ -40,70 +43,109 @@ class Instructions:
     on_error: str = "skip"
     max_bad: float = 0.05
 
+    name = "instructions"
+
     def __post_init__(self):
         for path in self.files:
-            require(instructions=path)
+            check(self.generation, instructions=path)
 
-    def run(self, assistant: Assistant) -> Results:
+    def run(self, predictor: Predictor) -> Results:
         problems = Problems("instructions", self.on_error, self.max_bad)
         examples = read_instructions(self.files, problems)
         if self.limit is not None:
             examples = examples[:: max(1, len(examples) // max(1, self.limit))][: self.limit]
-        max_length = min(self.max_length, assistant.model.llama.config.max_length)
-        kept, samples = [], []
-        for example in examples:
-            prompt = assistant.template.prompt(example.instruction, example.input)
-            try:
-                samples.append(encode(assistant.tokenizer, prompt, example.response, max_length))
-                kept.append(example)
-            except NoRoom as error:
-                problems.add("prompt without room for a response", f"{example.where}: {error}")
+        read = self.read_references(predictor, examples)
+        for example, reading in zip(examples, read, strict=True):
+            if not reading["tokens"]:
+                problems.add(NO_ROOM, example.where)
+        if problems.skipped:
+            print(problems.summary())
+        kept = [(example, reading) for example, reading in zip(examples, read, strict=True) if reading["tokens"]]
+        if not kept:
+            raise UserError(f"{', '.join(map(str, self.files))}: no instruction is left to score")
 
-        nats = tokens = 0.0
-        batch_size = self.generation.get("batch_size", 32)
-        for start in track(range(0, len(samples), batch_size), "reading references"):
-            batch = {k: v.to(assistant.device) for k, v in collate(samples[start : start + batch_size]).items()}
-            count = int((batch["labels"][:, 1:] != IGNORE).sum())
-            with torch.inference_mode():
-                nats += float(response_loss(assistant.model, batch, None)) * count
-            tokens += count
-
-        answers: list[str] = []
-        for start in track(range(0, len(kept), batch_size), "answering"):
-            batch = kept[start : start + batch_size]
-            answers += assistant.generate(
-                [example.instruction for example in batch],
-                inputs=[example.input for example in batch],
-                **self.generation,
-            )
+        asked = [example for example, _ in kept]
+        answers = predictor.generate(
+            [example.instruction for example in asked], inputs=[example.input for example in asked], **self.generation
+        )
         predictions = [
             Prediction(example.where, example.instruction, answer, [example.response], context=example.input)
-            for example, answer in zip(kept, answers, strict=True)
+            for example, answer in zip(asked, answers, strict=True)
         ]
-        loss = nats / max(tokens, 1)
+        loss = sum(reading["nats"] for _, reading in kept) / sum(reading["tokens"] for _, reading in kept)
         scores = {
             "loss": loss,
             "perplexity": math.exp(loss),
             "ROUGE_L": rouge_l({p.id: p.references for p in predictions}, {p.id: p.prediction for p in predictions}),
             "split": self.split,
             "instructions": len(kept),
-            "truncated": sum(sample.truncated > 0 for sample in samples),
+            "truncated": sum(reading["truncated"] > 0 for _, reading in kept),
             "skipped": problems.skipped,
         }
-        settings = {"generation": dict(self.generation), "max_length": max_length, "problems": problems.places}
-        return Results("instructions", scores, predictions, settings)
+        settings = {
+            "generation": dict(self.generation),
+            "max_length": self.max_length,
+            "problems": problems.places,
+        }
+        return Results(self.name, scores, predictions, settings)
+
+    def read_references(self, predictor: Predictor, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """What the model makes of each reference: ``nats`` over ``tokens``, of which ``truncated`` more were cut."""
+
+        def read(rows: list[int]) -> list[dict[str, Any]]:
+            return reference_losses(predictor.assistant, [examples[row] for row in rows], self.max_length)
+
+        keys = [
+            digest(predictor.model, "reference", self.max_length, example.instruction, example.input, example.response)
+            for example in examples
+        ]
+        order = sorted(range(len(keys)), key=lambda row: -len(examples[row].response))
+        return predictor.values(
+            keys, order, read, self.generation.get("batch_size", BATCH_SIZE), label="reading references"
+        )
 
     def report(self, results: Results, run_folder: Path) -> Report:
-        """The scores, and each instruction with the answer and the reference."""
-        cards = [Score(name, results.scores[name]) for name in ("loss", "perplexity", "ROUGE_L", "instructions")]
+        """The scores, and the instructions with answer and reference, best and worst by ROUGE-L."""
+        names = ("loss", "perplexity", "ROUGE_L", "instructions")
+        cards = [Score(name, results.scores[name], note=self.split) for name in names]
+        close = coco_image_scores(
+            {p.id: p.references for p in results.predictions}, {p.id: p.prediction for p in results.predictions}
+        )
         questions = [
             Question(
                 None,
                 "\n\n".join(filter(None, (p.prompt, p.context))),
                 [Answer("answer", p.prediction)],
                 p.references[0],
+                score=close[p.id]["ROUGE_L"],
             )
             for p in results.predictions
         ]
         report = Report("Instructions", f"{self.split}, {results.scores['instructions']:,} instructions")
-        return add_run(report.scores(cards).questions(questions), run_folder).details(results.settings)
+        return add_results(report.scores(cards).questions(questions), results, run_folder)
+
+
+@torch.inference_mode()
+def reference_losses(assistant: Assistant, examples: Sequence[Example], max_length: int) -> list[dict[str, Any]]:
+    """The negative log-likelihood of each reference, summed over its ``tokens``; 0 tokens where the prompt leaves no
+    room for one."""
+    max_length = min(max_length, assistant.model.llama.config.max_length)
+    losses = [{"nats": 0.0, "tokens": 0, "truncated": 0} for _ in examples]
+    samples = {}
+    for row, example in enumerate(examples):
+        segments = assistant.template.render(example.turns, example.system)
+        try:
+            samples[row] = encode(assistant.tokenizer, segments, max_length)
+        except NoRoom:
+            continue
+    if not samples:
+        return losses
+    batch = {name: value.to(assistant.device) for name, value in collate(list(samples.values())).items()}
+    hidden = assistant.model.hidden(batch["tokens"][:, :-1])  # (B, T-1, C)
+    labels = batch["labels"][:, 1:]
+    for place, (row, sample) in enumerate(samples.items()):
+        labelled = labels[place] != IGNORE
+        logits = assistant.model.llama.logits(hidden[place, labelled]).float()  # (labelled tokens, V)
+        nats = F.cross_entropy(logits, labels[place, labelled], reduction="sum")
+        losses[row] = {"nats": float(nats), "tokens": int(labelled.sum()), "truncated": sample.truncated}
+    return losses

@@ -1,5 +1,6 @@
 """From a run folder to scores."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,20 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from lav2.adapter import read_adapter_config
+from lav2.adapter.folder import WEIGHTS
 from lav2.config import DTYPES, construct
 from lav2.errors import UserError
+from lav2.evaluation.predict import Predictor, model_identity
+from lav2.evaluation.results import Results
 from lav2.inference import load
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Score the run ``cfg.run`` as ``cfg.eval`` says; print the scores and leave them in its ``evaluation/`` folder.
+
+    Answers are kept as they are made: a stopped evaluation goes on where it stood, and a finished one is not computed
+    again (see :mod:`lav2.evaluation.predict`).
 
     Raises:
         UserError: the run, its base model or what is to be scored is missing; found before any weight is read.
@@ -24,17 +32,41 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if not (folder / "adapter").is_dir():
         raise UserError(f"run={folder}: no run folder there (adapter/ is missing)")
     task = construct("eval", cfg.eval)
-    results = task.run(load(folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype]))
-    results.settings |= {"eval": OmegaConf.to_container(cfg.eval, resolve=True), "dtype": cfg.dtype}
+    config = read_adapter_config(folder / "adapter")
+    if not (folder / "adapter" / WEIGHTS).is_file():
+        raise UserError(f"no adapter weights at {folder / 'adapter' / WEIGHTS}")
+    predictor = Predictor(
+        partial(load, folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype]),
+        model_identity(folder / "adapter", base=cfg.base, vision_weights=cfg.vision_weights, dtype=cfg.dtype),
+        folder / "evaluation" / task.name,
+        config["caption_prompts"],
+    )
+    results = task.run(predictor)
+    results.settings |= {"eval": OmegaConf.to_container(cfg.eval, resolve=True), "model": predictor.model}
     where = results.write(folder)
-    task.report(results, folder).write(where / "report.html")
-    print_scores(results.scores, results.name)
+    report = task.report(results, folder)
+    report.write(where / "report.html")
+    print_scores(results)
     print(f"scores, predictions and report.html are in {where}")
     return results.scores
 
 
-def print_scores(scores: dict[str, Any], title: str) -> None:
-    table = Table("score", "value", title=title)
-    for name, value in scores.items():
-        table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
-    Console().print(table)
+def print_scores(results: Results) -> None:
+    """The scores, headed by what was scored, and the tables."""
+    split = results.scores.get("split")
+    table = Table("score", "value", title=f"{results.name}, {split}" if split else results.name)
+    for name, value in results.scores.items():
+        table.add_row(name, _cell(value, digits=4))
+    console = Console()
+    console.print(table)
+    for one in results.tables:
+        table = Table(title=one.title, box=None, padding=(0, 1, 0, 0))  # nine columns fit into 80 characters
+        for place, name in enumerate(one.header):
+            table.add_column(name, justify="right" if place else "left", no_wrap=True)
+        for row in one.rows:
+            table.add_row(*map(_cell, row))
+        console.print(table)
+
+
+def _cell(value: Any, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)

@@ -1,85 +1,136 @@
-"""Text from a language model: batched, cached, greedy or sampled."""
+"""Text from a language model: batched, cached, greedy, sampled or searched with beams, whole or as it comes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from lav2.errors import UserError
-from lav2.llama.model import BlockHooks, KVCache, Llama
+from lav2.llama.beams import beam_search
+from lav2.llama.decoder import Decoder, Ending, check_prompts
+from lav2.llama.model import BlockHooks, Llama
+from lav2.llama.sampling import Sampler
+from lav2.llama.settings import GenerationSettings
+from lav2.llama.text import AnswerText
 
 
-@torch.inference_mode()
 def generate(
     llama: Llama,
     prompts: list[list[int]],
     *,
-    max_new_tokens: int,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     hooks: Sequence[BlockHooks] | None = None,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    decode: Callable[[list[int]], str] | None = None,
+    rows: Sequence[int] | None = None,
+    **settings: Any,
 ) -> list[list[int]]:
-    """Continue each prompt until EOS, ``max_new_tokens`` or the model's ``max_length``.
+    """Continue each prompt until an end token, a stop text, ``max_new_tokens`` or the model's ``max_length``.
 
-    Prompts of unequal length are padded on the left, so that one cache serves all rows; a greedy answer does not depend
-    on the row's neighbours.
+    An answer does not depend on the other rows: not on their padding, nor on their draws.
 
     Args:
         llama: the language model.
         prompts: token ids, each row with its BOS.
-        max_new_tokens: the most tokens to add to a row.
-        eos_id: the token that ends a row; it is not returned.
+        eos_id: the token, or the tokens, that end a row; they are not returned.
         hooks: an adapter bound to its visual features (:meth:`lav2.adapter.AdaptedLlama.bind`), one row of features a
             prompt.
-        temperature: 0 takes the likeliest token; otherwise tokens are drawn from the softmax at this temperature.
-        top_p: draw only among the likeliest tokens that together hold this probability.
-        seed: of the draws.
+        decode: token ids → text, needed for ``stop``.
+        rows: each prompt's number in the whole call, when this is one of its batches; what is drawn depends on it.
+        settings: those of :class:`lav2.llama.settings.GenerationSettings`.
 
     Returns:
-        The new token ids of each row.
+        The new token ids of each row. The last of them completes the stop text, if there is one;
+        :class:`lav2.llama.text.AnswerText` cuts it off.
 
     Raises:
-        UserError: a prompt is empty or leaves no room within ``max_length``.
+        UserError: a setting is wrong, or a prompt is empty or leaves no room within ``max_length``.
     """
-    config, device = llama.config, llama.tok_embeddings.weight.device
-    longest = max(len(prompt) for prompt in prompts)
-    if min(len(prompt) for prompt in prompts) == 0:
-        raise UserError("a prompt is empty: it needs at least the BOS token")
-    if longest >= config.max_length:
-        raise UserError(
-            f"a prompt of {longest} tokens leaves no room in a model of {config.max_length}: shorten the input"
-        )
-    length = min(longest + max_new_tokens, config.max_length)
-
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
-    tokens = torch.tensor([[eos_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    padding = padding if padding.any() else None
-    like = llama.tok_embeddings.weight
-    caches = [KVCache(config, len(prompts), length, like) for _ in llama.layers]
-    generator = torch.Generator(device).manual_seed(seed)
-
-    new: list[list[int]] = [[] for _ in prompts]
-    running = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    for _ in range(length - longest):
-        hidden = llama.hidden(tokens, padding=padding, caches=caches, hooks=hooks)
-        chosen = choose(llama.logits(hidden[:, -1]).float(), temperature, top_p, generator)  # (B,)
-        running &= chosen != eos_id
-        if not running.any():
-            break
-        for row in running.nonzero().flatten().tolist():
-            new[row].append(int(chosen[row]))
-        tokens = chosen[:, None]
-    return new
+    chosen = GenerationSettings.checked(settings)
+    check_prompts(llama.config, prompts)
+    ending = Ending(llama.config, prompts, eos_id, decode, chosen)
+    if not prompts:
+        return []
+    if chosen.num_beams > 1:
+        return beam_search(llama, prompts, ending, chosen, hooks)
+    *_, answers = grow(llama, prompts, ending, chosen, hooks, rows or range(len(prompts)))
+    return answers
 
 
-def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> Tensor:
-    """One token a row (B,) from ``logits`` (B, V)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    drawn = torch.multinomial(probabilities, 1, generator=generator)
-    return order.gather(-1, drawn)[:, 0]
+def stream(
+    llama: Llama,
+    prompt: list[int],
+    decode: Callable[[list[int]], str],
+    *,
+    eos_id: int | Sequence[int],
+    hooks: Sequence[BlockHooks] | None = None,
+    **settings: Any,
+) -> Iterator[str]:
+    """The answer to one prompt in pieces as they come; together they are the answer that is not streamed.
+
+    A piece is held back while it may be the beginning of a stop text, half a character, or white space at the end.
+    Closing the iterator ends the generation.
+
+    Args:
+        decode: token ids → text.
+
+    The others are those of :func:`generate`.
+
+    Raises:
+        UserError: as for :func:`generate`, and for beams, which settle on their first word last.
+    """
+    chosen = GenerationSettings.checked(settings)
+    if chosen.num_beams > 1:
+        raise UserError(f"num_beams is {chosen.num_beams}, but beam search cannot be streamed: set it to 1")
+    check_prompts(llama.config, [prompt])
+    ending = Ending(llama.config, [prompt], eos_id, decode, chosen)
+    return pieces(grow(llama, [prompt], ending, chosen, hooks, [0]), AnswerText(decode, chosen.stop))
+
+
+def pieces(answers: Iterator[list[list[int]]], text: AnswerText) -> Iterator[str]:
+    """What is new in the text of the first answer, each time that something is settled."""
+    ids: list[int] = []
+    shown = 0
+    for [ids] in answers:
+        settled = text.settled(ids)
+        if len(settled) > shown:
+            yield settled[shown:]
+            shown = len(settled)
+    if rest := text.whole(ids)[shown:]:
+        yield rest
+
+
+@torch.inference_mode()
+def grow(
+    llama: Llama,
+    prompts: list[list[int]],
+    ending: Ending,
+    settings: GenerationSettings,
+    hooks: Sequence[BlockHooks] | None,
+    rows: Sequence[int],
+) -> Iterator[list[list[int]]]:
+    """The new tokens of each prompt, again after each step until all have ended; it is the same list, grown."""
+    decoder = Decoder(llama, prompts, max(ending.limits), hooks)
+    choose = Sampler(settings, prompts, rows, llama.tok_embeddings.weight)
+    answers: list[list[int]] = [[] for _ in prompts]
+    batch = list(range(len(prompts)))  # whose answer each row of the decoder's batch writes
+    running = set(batch)
+    logits = decoder.read_prompts()
+    while True:
+        tokens = choose(logits)
+        for row, token in zip(batch, tokens.tolist(), strict=True):
+            if row in running:
+                if token not in ending.tokens:
+                    answers[row].append(token)
+                if token in ending.tokens or ending.reached(row, answers[row]):
+                    running.remove(row)
+        yield answers
+        if not running:
+            return
+        if 2 * len(running) <= len(batch):  # rows that have ended no longer cost time
+            kept = [place for place, row in enumerate(batch) if row in running]
+            batch = [batch[place] for place in kept]
+            places = torch.tensor(kept, device=tokens.device)
+            decoder.select(places)
+            choose.select(places)
+            tokens = tokens[places]
+        logits = decoder.read(tokens)

@@ -7,21 +7,28 @@ Nothing here knows about adapters. A block offers one seam, :class:`BlockHooks`,
 prompts, scales and biases; parallelism, checkpointing and precision are applied from outside as well.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lav2.llama.config import LlamaConfig
+from lav2.llama.config import LlamaConfig, RopeScaling
 
 
 class BlockHooks:
     """Where an adapter may change a block. This base class changes nothing.
 
-    An adapter gives one object per block, and one more for the final norm; every method receives the frozen module it
-    may wrap.
+    An adapter gives one object per block, and one more for the embedding and the final norm; every method receives the
+    frozen module it may wrap.
     """
+
+    hides_first = False  # of the last object: whether each row's first token is seen by itself alone
+
+    def embed(self, embedding: nn.Embedding, tokens: Tensor) -> Tensor:
+        """Embed ``tokens`` (B, T) as (B, T, C); only the last object is asked."""
+        return embedding(tokens)
 
     def norm(self, name: str, norm: "RMSNorm", x: Tensor) -> Tensor:
         """Normalise ``x`` (B, T, C); ``name`` is ``attention_norm``, ``ffn_norm`` or, at the very end, ``norm``."""
@@ -34,6 +41,10 @@ class BlockHooks:
     def attend(self, attention: "Attention", query: Tensor, output: Tensor) -> Tensor:
         """Change the heads' ``output`` (B, H, T, D) before ``wo``; ``query`` (B, H, T, D) carries rotary positions."""
         return output
+
+    def select(self, rows: Tensor) -> "BlockHooks":
+        """These hooks for a batch made of ``rows`` (R,) of the present one: generation drops and repeats rows."""
+        return self
 
 
 UNCHANGED = BlockHooks()
@@ -72,13 +83,36 @@ class KVCache:
         self.length = end
         return self.key[:, :, :end], self.value[:, :, :end]
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with ``rows`` (R,) of the batch, in this order, repeated or dropped."""
+        self.key, self.value = self.key[rows], self.value[rows]
 
-def rotary(positions: Tensor, head_size: int, theta: float) -> Tensor:
+    def reorder(self, rows: Tensor, start: int) -> None:
+        """Go on with ``rows`` (B,) of the batch, which are alike before slot ``start``, so that only the rest moves."""
+        moved = slice(start, self.length)
+        self.key[:, :, moved] = self.key[rows, :, moved]
+        self.value[:, :, moved] = self.value[rows, :, moved]
+
+
+def rotary(positions: Tensor, head_size: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
     """The rotary turns at ``positions`` (T,) or (B, T), as unit complex numbers (1 or B, 1, T, D/2)."""
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
-    angles = positions.float()[..., None] * theta**-exponents
+    frequencies = 1.0 / theta**exponents  # radians a token
+    if scaling is not None:
+        frequencies = scaled_frequencies(frequencies, scaling)
+    angles = positions.float()[..., None] * frequencies
     angles = angles[:, None] if angles.dim() == 3 else angles[None, None]
     return torch.polar(torch.ones_like(angles), angles)
+
+
+def scaled_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """``frequencies`` in radians a token, slowed as :class:`~lav2.llama.config.RopeScaling` says."""
+    slowed = frequencies / scaling.factor
+    if scaling.original_max_length is None:
+        return slowed
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_max_length * frequencies / (2 * math.pi)
+    return slowed.lerp(frequencies, ((turns - low) / (high - low)).clamp(0, 1))
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
@@ -159,7 +193,10 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        embeddings = torch.empty(config.vocab_size, config.hidden_size)
+        if not embeddings.is_meta:  # there it would do nothing but import torch's compiler: 2 seconds and 160 MB
+            nn.init.normal_(embeddings)
+        self.tok_embeddings = nn.Embedding.from_pretrained(embeddings, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.output = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -186,17 +223,31 @@ class Llama(nn.Module):
             padding: (B,) number of padding tokens at the *left* of each row; they are seen by no other token and
                 take no position. Padding at the right needs no mention: attention is causal.
             caches: one :class:`KVCache` per layer, filled by this call.
-            hooks: one :class:`BlockHooks` per layer and, last, one for the final norm.
+            hooks: one :class:`BlockHooks` per layer and, last, one for the embedding and the final norm.
         """
-        hooks = hooks or [UNCHANGED] * (len(self.layers) + 1)
         start = caches[0].length if caches else 0
         length = tokens.shape[1]
         positions = torch.arange(start, start + length, device=tokens.device)
-        mask = attention_mask(positions, padding)
+        mask = attention_mask(positions, padding, bool(hooks) and hooks[-1].hides_first)
         if padding is not None:
             positions = (positions - padding[:, None]).clamp(min=0)
-        turns = rotary(positions, self.config.head_size, self.config.rope_theta)
-        x = self.tok_embeddings(tokens)
+        return self.blocks(tokens, self.turns(positions), mask, caches, hooks)
+
+    def turns(self, positions: Tensor) -> Tensor:
+        """The rotary turns of this model at ``positions`` (T,) or (B, T): (1 or B, 1, T, D/2)."""
+        return rotary(positions, self.config.head_size, self.config.rope_theta, self.config.rope_scaling)
+
+    def blocks(
+        self,
+        tokens: Tensor,
+        turns: Tensor,
+        mask: Tensor | None,
+        caches: list[KVCache] | None = None,
+        hooks: Sequence[BlockHooks] | None = None,
+    ) -> Tensor:
+        """What :meth:`hidden` gives, with rotary ``turns`` and attention ``mask`` (1 or B, 1, T, S) made elsewhere."""
+        hooks = hooks or [UNCHANGED] * (len(self.layers) + 1)
+        x = hooks[-1].embed(self.tok_embeddings, tokens)
         for index, layer in enumerate(self.layers):
             x = layer(x, turns, mask, caches[index] if caches else None, hooks[index])
         return hooks[-1].norm("norm", self.norm, x)
@@ -212,17 +263,20 @@ class Llama(nn.Module):
         return self
 
 
-def attention_mask(positions: Tensor, padding: Tensor | None) -> Tensor | None:
+def attention_mask(positions: Tensor, padding: Tensor | None, hide_first: bool = False) -> Tensor | None:
     """What each query may see: (1 or B, 1, T, S) booleans, or None where plain causal attention says the same.
 
     ``positions`` (T,) are the slots of the queries among the S = last slot + 1 keys. A padding token sees itself, so
-    that no row of the softmax is empty.
+    that no row of the softmax is empty. With ``hide_first`` each row's first token is seen by itself alone.
     """
-    plain = padding is None and (positions.numel() == 1 or positions[0] == 0)
+    plain = padding is None and not hide_first and (positions.numel() == 1 or positions[0] == 0)
     if plain:
         return None
     keys = torch.arange(int(positions[-1]) + 1, device=positions.device)
     visible = (keys <= positions[:, None])[None]  # (1, T, S)
     if padding is not None:
         visible = visible & (keys >= padding[:, None])[:, None] | (keys == positions[:, None])
+    if hide_first:
+        first = keys[None] == (0 if padding is None else padding[:, None])  # (1 or B, S)
+        visible = visible & ~first[:, None] | (keys == positions[:, None])
     return visible[:, None]

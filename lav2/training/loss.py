@@ -13,10 +13,11 @@ def response_loss(model: AdaptedLlama, batch: dict[str, Tensor], task: str | Non
     Logits are computed where there are labels and nowhere else.
 
     Args:
-        batch: ``tokens`` and ``labels`` (B, T), and for images ``features`` (B, S, F); see :func:`lav2.data.collate`.
+        batch: ``tokens`` and ``labels`` (B, T), and for images ``features`` (B, S, F) and, where only
+            some rows have one, ``has_image`` (B,); see :func:`lav2.data.collate`.
         task: whose parameters get gradients; see :meth:`AdaptedLlama.forward`.
     """
-    hidden = model.hidden(batch["tokens"][:, :-1], batch.get("features"), task)
+    hidden = model.hidden(batch["tokens"][:, :-1], batch.get("features"), task, batch.get("has_image"))
     labels = batch["labels"][:, 1:]
     labelled = labels != IGNORE
     logits = model.llama.logits(hidden[labelled]).float()  # (labelled tokens, V)

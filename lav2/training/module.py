@@ -1,5 +1,6 @@
 """Joint training with disjoint parameters (V2 paper, sec 4.2) as a LightningModule."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lav2.adapter import AdaptedLlama, owned, owner
+from lav2.adapter import AdaptedLlama, owned, owner, trained_groups
+from lav2.adapter.ownership import trains
 from lav2.errors import UserError
 from lav2.llama.loading import check_tensors
 from lav2.tasks import TASKS
@@ -18,27 +20,39 @@ from lav2.training.optimizers import TaskOptim, TaskOptimizers, schedule
 class JointModule(LightningModule):
     """Wraps an adapted LLaMA; every step sees one batch of each task, and each loss moves only its own group.
 
-    Both losses are summed, so a step has one backward pass and every trainable parameter a gradient.
+    Both losses are summed, so a step has one backward pass and every trainable parameter a gradient. Where the data
+    give a step one task alone (``data.mode`` alternate or ratio), the other group's optimizer takes no step.
 
     Args:
         model: the adapted model.
-        optim: for each task in ``tasks`` how its parameters are optimized.
+        optim: for each group that ``tasks`` train how its parameters are optimized.
         tasks: what to train; the parameters of a task left out stay as they are.
+        seed: of what a step draws (LaVIN's dropout).
     """
 
     strict_loading = False  # checkpoints hold the adapter only; on_load_checkpoint checks them strictly
 
-    def __init__(self, model: AdaptedLlama, optim: Mapping[str, TaskOptim], tasks: Sequence[str] = TASKS):
+    def __init__(
+        self, model: AdaptedLlama, optim: Mapping[str, TaskOptim], tasks: Sequence[str] = TASKS, seed: int = 0
+    ):
         super().__init__()
+        self.seed = seed
         self.model = model.train()
-        self.tasks = list(tasks)
-        self.optim = {task: optim[task] for task in self.tasks}
-        for task in TASKS:
-            for parameter in owned(model, task).values():
-                parameter.requires_grad_(task in self.tasks)
+        self.tasks, self.ownership = list(tasks), model.config.ownership
+        groups = trained_groups(model, tasks, self.ownership)
+        self.optim = {group: optim[group] for group in groups}
+        for group in TASKS:
+            for parameter in owned(model, group).values():
+                parameter.requires_grad_(group in groups)
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        """Let what a step draws depend on the seed and the step alone, so that a resumed run draws the same."""
+        place = f"{self.seed} {self.current_epoch} {batch_index} {self.global_rank}"
+        torch.manual_seed(zlib.crc32(place.encode()))
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
-        losses = {task: response_loss(self.model, batch[task], task) for task in self.tasks}
+        losses = {task: response_loss(self.model, rows, task) for task, rows in batch.items()}
+        self.optimizers(use_pl_optimizer=False).note_trained(trained_groups(self.model, batch, self.ownership))
         for task, loss in losses.items():
             if not torch.isfinite(loss):
                 raise UserError(
@@ -46,7 +60,18 @@ class JointModule(LightningModule):
                     f"optim.{task}.optimizer.lr, or resume from the last checkpoint with another seed"
                 )
             self.log(f"train/{task}_loss", loss, prog_bar=True)
-        return torch.stack(list(losses.values())).sum()
+        return torch.stack(list(losses.values())).sum() + self.untouched(batch)
+
+    def untouched(self, batch: dict[str, dict[str, Tensor]]) -> Tensor | float:
+        """0, through the parameters that this step does not reach: DDP waits for the gradients of all.
+
+        A step of one task reaches its groups alone, and one without an image not what sees.
+        """
+        reached = set(trained_groups(self.model, batch, self.ownership))
+        if not any("features" in rows and trains("caption", task, self.ownership) for task, rows in batch.items()):
+            reached.discard("caption")
+        idle = [parameter for group in self.optim.keys() - reached for parameter in owned(self.model, group).values()]
+        return 0.0 * torch.stack([parameter.sum() for parameter in idle]).sum() if idle else 0.0
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
         task = list(self.trainer.val_dataloaders)[dataloader_idx]
@@ -54,17 +79,19 @@ class JointModule(LightningModule):
         self.log(f"val/{task}_loss", loss, batch_size=len(batch["tokens"]), add_dataloader_idx=False, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = TaskOptimizers({task: self.optim[task].build(task, owned(self.model, task)) for task in self.tasks})
+        optimizer = TaskOptimizers(
+            {group: optim.build(group, owned(self.model, group)) for group, optim in self.optim.items()}
+        )
         scheduler = schedule(optimizer, self.optim, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: TaskOptimizers, **_: Any) -> None:
-        """Clip each task's gradient by itself: one common norm would let one task scale the other's step."""
-        for task in self.tasks:
-            clip = self.optim[task].clip
-            norm = nn.utils.clip_grad_norm_(optimizer.parameters(task), clip if clip is not None else float("inf"))
-            self.log(f"train/{task}_gradient_norm", norm)
-            self.log(f"train/{task}_learning_rate", optimizer.learning_rate(task))
+        """Clip each group's gradient by itself: one common norm would let one task scale the other's step."""
+        for group, optim in self.optim.items():
+            clip = optim.clip if optim.clip is not None else float("inf")
+            norm = nn.utils.clip_grad_norm_(optimizer.parameters(group), clip)
+            self.log(f"train/{group}_gradient_norm", norm)
+            self.log(f"train/{group}_learning_rate", optimizer.learning_rate(group))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter only: megabytes, not the base weights."""

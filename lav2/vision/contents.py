@@ -13,7 +13,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.progress import track
 
-from lav2.data.sources import image_fault
+from lav2.data.images import image_fault
 
 SETTLED = 2 * 10**9  # nanoseconds: the times of files come in ticks, on some file systems of up to two seconds
 

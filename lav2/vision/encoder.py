@@ -2,61 +2,119 @@
 
 import hashlib
 import logging
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
 
 from lav2.errors import UserError
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 # Models of our own, as open_clip configs
 open_clip.add_model_config(Path(__file__).parents[1] / "demo" / "open_clip")
 
-TOKENS = ("patches", "patches_and_class")
+CHOICES = {
+    "tokens": ("patches", "patches_and_class", "class_tokens"),
+    "channel_order": ("RGB", "BGR"),
+    "resize": ("crop", "squash"),
+    "normalization": ("model", "imagenet"),
+}
 
 
-def feature_width(name: str) -> int:
+def feature_width(name: str, projected: bool = True) -> int:
     """F, the width of the features of the open_clip model ``name``, without building it.
 
     Raises:
-        UserError: open_clip has no such model.
+        UserError: open_clip has no such model, or it has no CLIP vision transformer.
     """
-    config = open_clip.get_model_config(name)
+    return (transformer_config(name)["embed_dim"]) if projected else transformer_config(name)["vision_cfg"]["width"]
+
+
+def transformer_config(name: str) -> dict[str, Any]:
+    """open_clip's config of the model ``name``, whose visual tower is CLIP's vision transformer.
+
+    Raises:
+        UserError: open_clip has no such model, or its visual tower is another kind of network.
+    """
+    # the list alone is asked: names such as hf-hub:… would be looked up on the network
+    config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         raise UserError(f"vision.name: open_clip has no model {name!r}; see open_clip.list_models()")
-    return config["embed_dim"]
+    vision = config["vision_cfg"]
+    kind = vision.get("timm_model_name") or ("a ResNet" if isinstance(vision.get("layers"), list) else None)
+    if kind:
+        raise UserError(
+            f"vision.name: open_clip's {name} looks through {kind}; choose one with CLIP's vision transformer, such as "
+            "ViT-L-14"
+        )
+    return config
 
 
 class VisionEncoder(nn.Module):
-    """Images → tokens of the last layer, normalised and projected as CLIP does with its class token.
+    """Images → tokens, normalised and projected as CLIP does with its class token.
 
     Args:
         name: an open_clip model with a vision transformer, such as ``ViT-L-14``.
         weights: a file of its weights: the whole CLIP model's or the visual tower's alone, safetensors or ``.pt``.
-        tokens: ``patches``, or ``patches_and_class`` with the class token first (all 257 of ViT-L/14, V1's captioner).
+        tokens: ``patches`` of the last layer; ``patches_and_class`` with the class token first (all 257 of ViT-L/14,
+            V1's captioner); ``class_tokens`` of several ``layers`` (V1's ScienceQA model, LaVIN).
+        layers: the blocks, counted from 1, whose class tokens are taken.
+        projected: through CLIP's final norm and projection; without, tokens as the blocks leave them (LaVIN).
         channel_order: ``RGB``, or ``BGR`` for the authors' released weights, which were run on swapped channels.
+        resize: ``crop`` the middle of the picture, or ``squash`` all of it into the square (LaVIN).
+        normalization: the colours' mean and deviation are the ``model``'s, or those of ``imagenet`` (LaVIN).
 
     Raises:
         UserError: the name, the weights or a choice does not fit.
     """
 
-    def __init__(self, name: str, weights: str | Path, tokens: str = "patches", channel_order: str = "RGB"):
+    def __init__(
+        self,
+        name: str,
+        weights: str | Path,
+        tokens: str = "patches",
+        layers: Sequence[int] | None = None,
+        projected: bool = True,
+        channel_order: str = "RGB",
+        resize: str = "crop",
+        normalization: str = "model",
+    ):
         super().__init__()
-        if tokens not in TOKENS:
-            raise UserError(f"vision.tokens is {tokens!r}; choose one of {', '.join(TOKENS)}")
-        if channel_order not in ("RGB", "BGR"):
-            raise UserError(f"vision.channel_order is {channel_order!r}; choose RGB or BGR")
-        self.width = feature_width(name)
-        self.tokens, self.channel_order = tokens, channel_order
+        settings = {
+            "name": name,
+            "tokens": tokens,
+            "layers": layers and list(layers),
+            "projected": projected,
+            "channel_order": channel_order,
+            "resize": resize,
+            "normalization": normalization,
+        }
+        if found := vision_problems(settings):
+            raise UserError("; ".join(found))
+        self.width = feature_width(name, projected)
+        self.tokens, self.layers, self.projected, self.channel_order = tokens, layers, projected, channel_order
         self.visual = load_visual(name, weights).requires_grad_(False).eval()
-        self.num_tokens = self.visual.positional_embedding.shape[0] - (tokens == "patches")
-        self.transform = image_transform_v2(PreprocessCfg(**self.visual.preprocess_cfg), is_train=False)
+        patches = self.visual.positional_embedding.shape[0] - 1
+        self.num_tokens = {"patches": patches, "patches_and_class": patches + 1}.get(tokens) or len(layers)
+        preprocess = dict(self.visual.preprocess_cfg)
+        if resize == "squash":
+            preprocess["resize_mode"] = "squash"
+        if normalization == "imagenet":
+            preprocess |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        self.transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
         # What the features depend on besides the images
-        digest = hashlib.sha256(f"{name} {tokens} {channel_order} {self.visual.preprocess_cfg}".encode())
+        chosen = "" if tokens != "class_tokens" else f" {list(layers)}"
+        chosen += "" if projected else " unprojected"
+        digest = hashlib.sha256(f"{name} {tokens} {channel_order} {preprocess}{chosen}".encode())
         for key, tensor in sorted(self.visual.state_dict().items()):
             digest.update(key.encode() + tensor.float().numpy().tobytes())
         self.fingerprint = digest.hexdigest()[:16]
@@ -66,12 +124,57 @@ class VisionEncoder(nn.Module):
         pixels = self.transform(image.convert("RGB"))
         return pixels.flip(0) if self.channel_order == "BGR" else pixels
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Preprocessed images (B, 3, H, W) → features (B, num_tokens, width)."""
-        x = self.visual.transformer(self.visual._embeds(images))
-        x = self.visual.ln_post(x) @ self.visual.proj
-        return x[:, 1:] if self.tokens == "patches" else x
+    def forward(self, images: Tensor, adapters: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        """Preprocessed images (B, 3, H, W) → features (B, num_tokens, width).
+
+        ``adapters`` change the normalised states (B, S, width of the blocks) in front of each block's attention; with
+        them gradients flow through the encoder, which itself stays frozen.
+        """
+        with torch.set_grad_enabled(adapters is not None and torch.is_grad_enabled()):
+            return self.features(images, adapters)
+
+    def features(self, images: Tensor, adapters: Sequence[Callable[[Tensor], Tensor]] | None) -> Tensor:
+        x = self.visual._embeds(images)
+        class_tokens = []
+        for number, block in enumerate(self.visual.transformer.resblocks, start=1):
+            x = block(x) if adapters is None else adapted_block(block, x, adapters[number - 1])
+            if self.tokens == "class_tokens" and number in self.layers:
+                class_tokens.append(x[:, 0])
+        if class_tokens:
+            x = torch.stack(class_tokens, dim=1)
+        elif self.tokens == "patches":
+            x = x[:, 1:]
+        return self.visual.ln_post(x) @ self.visual.proj if self.projected else x
+
+
+def adapted_block(block: ResidualAttentionBlock, x: Tensor, adapter: Callable[[Tensor], Tensor]) -> Tensor:
+    """``block`` on ``x`` (B, S, width) with ``adapter`` between its first norm and its attention."""
+    x = x + block.ls_1(block.attention(adapter(block.ln_1(x))))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def vision_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with an encoder's settings, besides its weights, one line each."""
+    found = [
+        f"vision.{key} is {settings[key]!r}; choose one of {', '.join(known)}"
+        for key, known in CHOICES.items()
+        if settings[key] not in known
+    ]
+    if not isinstance(settings["projected"], bool):
+        found.append(f"vision.projected is {settings['projected']!r}; it must be true or false")
+    try:
+        depth = transformer_config(settings["name"])["vision_cfg"]["layers"]
+    except UserError as error:
+        return [*found, str(error)]
+    layers = settings["layers"]
+    if settings["tokens"] == "class_tokens":
+        if not layers or any(type(layer) is not int or not 1 <= layer <= depth for layer in layers):
+            found.append(
+                f"vision.layers is {layers!r}; vision.tokens=class_tokens takes a list of blocks, 1 to {depth}"
+            )
+    elif layers:
+        found.append(f"vision.layers is {layers!r}; only vision.tokens=class_tokens chooses layers: leave it null")
+    return found
 
 
 def load_visual(name: str, weights: str | Path) -> VisionTransformer:
@@ -79,6 +182,12 @@ def load_visual(name: str, weights: str | Path) -> VisionTransformer:
     path = Path(weights)
     if not path.is_file():
         raise UserError(f"no vision weights at {path}: vision.weights must name a file for open_clip's {name}")
+    if zipfile.is_zipfile(path) and any("/code/" in entry for entry in zipfile.ZipFile(path).namelist()):
+        raise UserError(
+            f"{path} is a TorchScript archive, as OpenAI publishes CLIP: it holds code, which is not run here; save "
+            "its tensors once with torch.save(torch.jit.load(path).state_dict(), new_path) and name that file"
+        )
+    warn_of_activation(name, path)
     logging.disable(logging.WARNING)  # open_clip warns that the model is random; its weights come below
     visual = open_clip.create_model(name, load_weights=False).visual
     logging.disable(logging.NOTSET)
@@ -88,6 +197,8 @@ def load_visual(name: str, weights: str | Path) -> VisionTransformer:
         state = open_clip.factory.load_state_dict(str(path), weights_only=True)
     except Exception as error:
         raise UserError(f"cannot read the vision weights {path}: {str(error).splitlines()[0]}") from None
+    if "input_resolution" in state:  # which OpenAI's files alone carry
+        warn_of_activation(name, path, openai=True)
     towers = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     try:
         visual.load_state_dict(towers or state)
@@ -97,3 +208,14 @@ def load_visual(name: str, weights: str | Path) -> VisionTransformer:
             f"the vision weights {path} do not fit open_clip's {name}: {' '.join(lines[1:2]).strip()[:200]}"
         ) from None
     return visual
+
+
+def warn_of_activation(name: str, path: Path, openai: bool = False) -> None:
+    """Say when the weights are OpenAI's, which were trained with QuickGELU, and the model is built with GELU."""
+    openai = openai or "openai" in str(path).lower()
+    if openai and not transformer_config(name).get("quick_gelu"):
+        warnings.warn(
+            f"{path} looks like OpenAI's CLIP, which needs QuickGELU, and open_clip's {name} has GELU: set "
+            f"vision.name={name}-quickgelu",
+            stacklevel=2,
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lav2.data.sources import load_image
+from lav2.data.images import load_image
 from lav2.vision.contents import content_hashes
 from lav2.vision.filling import fill, parameter
 from lav2.vision.shards import ShardReader, Shards
@@ -46,7 +46,7 @@ class Pixels:
 
     Args:
         preprocess: PIL image → (3, height, width), such as ``VisionEncoder.preprocess``.
-        paths: images that :func:`lav2.data.sources.check_images` found whole.
+        paths: images that :func:`lav2.data.images.check_images` found whole.
     """
 
     def __init__(self, preprocess: Callable, paths: Iterable[Path]):

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lav2.data.sources import load_image
+from lav2.data.images import load_image
 from lav2.errors import UserError
 from lav2.vision.contents import content_hash
 from lav2.vision.shards import Claim, Shards

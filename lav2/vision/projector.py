@@ -1,6 +1,7 @@
 """The visual projector: features of a frozen image encoder → visual prompts (V2 paper, sec 4.3)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -51,3 +52,22 @@ class LinearProjector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         x = features.mean(1, keepdim=True) if self.pooled else features
         return self.output_norm(self.output(x))
+
+
+class BottleneckProjector(nn.Module):
+    """Two linear layers with SiLU between: (B, S, F) → (B, P, hidden_size).
+
+    With ``scales`` that many tokens of an image are joined and become one prompt, P = 1 (V1 paper, sec 3.3: multi-scale
+    global features through a simple MLP; its activation is not given, SiLU is ours). Without, each token becomes a
+    prompt, P = S (LaVIN).
+    """
+
+    def __init__(self, feature_width: int, hidden_size: int, width: int, scales: int | None = None):
+        super().__init__()
+        self.joined = scales is not None
+        self.input = nn.Linear((scales or 1) * feature_width, width)
+        self.output = nn.Linear(width, hidden_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = features.flatten(1)[:, None] if self.joined else features
+        return self.output(F.silu(self.input(x)))

@@ -122,7 +122,7 @@ def test_means_of_the_images():
     [
         (DOGS, {1: "a dog"}, "1 image.* without a prediction: 2;"),
         (DOGS, {1: "a", 2: "b", "x.jpg": "c"}, "1 image.* predicted but not among the references: x.jpg;"),
-        ({n: ["a"] for n in range(9)}, {}, "9 image.* without a prediction: 0, 1, 2, 3, 4, ...;"),
+        ({n: ["a"] for n in range(30)}, {}, "30 image.* without a prediction: 0, 1, .*, 19, ...;"),
         ({1: []}, {1: "a"}, "1 image.* without a reference caption: 1;"),
         ({}, {}, "no images"),
     ],

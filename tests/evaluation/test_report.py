@@ -103,7 +103,7 @@ def test_numbers_as_people_write_them(full_report):
 
 def test_gallery_can_be_sorted_and_filtered(full_report):
     page = Page(full_report.html())
-    assert [card.get("data-mark") for card in page.all("article")] == ["good", "", None]  # two samples, a question
+    assert [card.get("data-mark") for card in page.all("article")] == ["good", "", "bad"]  # two samples, a question
     assert {button["data-show"] for button in page.all("button") if "data-show" in button} == {"all", "good", "bad"}
     assert {button["data-sort"] for button in page.all("button") if "data-sort" in button} == {"given", "worst", "best"}
     assert not Page(Report("t").gallery([Sample(None, "no score, no mark")]).html()).all("button")
@@ -111,11 +111,29 @@ def test_gallery_can_be_sorted_and_filtered(full_report):
 
 def test_a_large_gallery_keeps_best_and_worst():
     samples = [Sample(None, f"caption {n}.", score=n / 10) for n in range(1000)]
-    page = Page(Report("t").gallery(samples, limit=11).html())
-    assert [float(card["data-score"]) for card in page.all("article")] == pytest.approx(
-        [0, *range(10, 100, 10), 99.9], abs=0.15
-    )
-    assert "11 of 1000 samples" in page.text
+    page = Page(Report("t").gallery(samples, limit=12).html())
+    scores = [float(card["data-score"]) for card in page.all("article")]
+    assert scores[:4] == [0.0, 0.1, 0.2, 0.3] and scores[8:] == [99.6, 99.7, 99.8, 99.9]
+    assert scores[4:8] == pytest.approx([12.5, 37.5, 62.5, 87.5], abs=1)
+    assert "12 of 1000 samples" in page.text
+
+
+def test_without_scores_right_and_wrong_are_both_kept():
+    samples = [Sample(None, "", good=n % 100 == 50) for n in range(1000)]
+    marks = [card["data-mark"] for card in Page(Report("t").gallery(samples, limit=30).html()).all("article")]
+    assert marks.count("good") == 10 and marks.count("bad") == 20
+
+
+def test_questions_can_be_sorted_and_filtered():
+    questions = [Question(None, f"why {n}?", [Answer("a", "so", n > 1)], score=n / 4) for n in range(4)]
+    page = Page(Report("t").questions(questions, limit=3).html())
+    assert [(card["data-mark"], card["data-score"]) for card in page.all("article")] == [
+        ("bad", "0.0"),
+        ("good", "0.5"),
+        ("good", "0.75"),
+    ]
+    assert {"good", "bad"} <= {button.get("data-show") for button in page.all("button")}
+    assert "3 of 4 questions" in page.text
 
 
 def test_a_broken_picture_is_named(tmp_path):

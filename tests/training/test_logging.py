@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import wandb
+
 from lav2.training.callbacks import MetricsFile
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +37,7 @@ def test_wandb_runs_offline_without_a_key(run, monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = run("run", "logger=wandb", "trainer.max_steps=2")
+    wandb.teardown()  # its service writes in the background; this waits for it
     written = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(written) == 1 and b"train/caption_loss" in written[0].read_bytes()
     assert len(rows(folder)) == 2  # metrics.csv is there all the same

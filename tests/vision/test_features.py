@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import lav2.demo
 from lav2.data import Sample, Samples, collate
-from lav2.data.sources import load_image
+from lav2.data.images import load_image
 from lav2.errors import UserError
 from lav2.vision import VisionEncoder, contents
 from lav2.vision.features import Pixels, compute_features

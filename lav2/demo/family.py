@@ -1,0 +1,77 @@
+"""``make family``: V1, V2, V2 with LoRA and LaVIN on the same data for the same steps, in one table.
+
+Each method trains and is scored in a process of its own, so that seconds and peak memory are its own. A method that is
+done is not run again; remove ``outputs/family`` to start anew.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lav2.cli import clear_errors
+from lav2.errors import UserError
+
+METHODS = {"v1": "LLaMA-Adapter V1", "v2": "LLaMA-Adapter V2", "v2_lora": "V2 with LoRA", "lavin": "LaVIN"}
+FOLDER = Path("outputs/family")
+COLUMNS = {
+    "trainable": "trainable",
+    "color_shape_f1": "F1",
+    "color_shape_f1_shuffled": "F1, shuffled images",
+    "CIDEr": "CIDEr",
+    "question_accuracy": "questions, image",
+    "seconds": "training, s",
+    "peak_memory_mb": "peak memory, MB",
+}
+
+
+def main() -> None:
+    rows = {method: run(method, sys.argv[1:]) for method in METHODS}
+    (FOLDER / "family.json").write_text(json.dumps(rows, indent=2) + "\n")
+    table = Table("method", *COLUMNS.values(), title="the family on the embedded world, same data, same steps")
+    for method, row in rows.items():
+        values = (row[name] for name in COLUMNS)
+        table.add_row(METHODS[method], *(f"{v:.3f}" if isinstance(v, float) else f"{v:,}" for v in values))
+    Console().print(table)
+    print(f"Each method's run folder with its report.html is in {FOLDER}.")
+
+
+def run(method: str, overrides: list[str]) -> dict[str, float]:
+    """Train and score one method, or go on where it stopped; its row of the table."""
+    folder = FOLDER / method
+    result = folder / "family.json"
+    if result.is_file():
+        return json.loads(result.read_text())
+    print(f"{METHODS[method]} → {folder}")
+    started = any(folder.glob("checkpoints/*.ckpt"))
+    target = f"resume={folder}" if started else f"hydra.run.dir={folder}"
+    start = time.monotonic()
+    peak = call("train.py", f"experiment=family/{method}", target, *overrides)
+    seconds = round(time.monotonic() - start)
+    call("evaluate.py", f"run={folder}", "eval=demo")
+    scores = json.loads((folder / "evaluation" / "demo" / "scores.json").read_text())
+    trainable = json.loads((folder / "parameters.json").read_text())["trainable"]
+    row = {"trainable": trainable, "seconds": seconds, "peak_memory_mb": peak} | {
+        name: scores[name] for name in COLUMNS if name in scores
+    }
+    result.write_text(json.dumps(row, indent=2) + "\n")
+    return row
+
+
+def call(script: str, *arguments: str) -> int:
+    """Run one of the project's commands; its peak resident memory in MB."""
+    process = subprocess.Popen([sys.executable, script, *arguments])
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise UserError(f"{script} {' '.join(arguments)} failed; what it printed above says why")
+    return usage.ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()
