@@ -46,7 +46,10 @@ def run(images: int = 64, batch_size: int = 32, repetitions: int = 5, epochs: in
         logging.disable(logging.NOTSET)
         encoder = VisionEncoder(MODEL, weights)
         rng = np.random.default_rng(0)
-        texts = [Sample(rng.integers(1, 32000, rng.integers(50, 80)), 45) for _ in paths]
+        texts = [
+            Sample(rng.integers(1, 32000, length), np.arange(length) >= 45)
+            for length in rng.integers(50, 80, len(paths))
+        ]
 
         def fill() -> None:
             nonlocal store
