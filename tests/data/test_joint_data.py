@@ -249,6 +249,7 @@ def test_all_faults_of_the_arguments_are_told_at_once():
     [
         ({"num_workers": -1}, "num_workers is -1"),
         ({"num_workers": True}, "num_workers is True"),
+        ({"feature_dtype": "bfloat16"}, "feature_dtype is 'bfloat16'; choose one of float16, float32"),
         ({"batch_size": {"caption": 4, "instruction": 2.5}}, "batch_size.instruction is 2.5"),
         ({"max_length": 128}, "max_length.caption is None"),
         ({"validation": "half"}, "validation is 'half'"),

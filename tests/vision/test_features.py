@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,10 @@ from lav2.vision.features import Pixels, compute_features
 from tests.vision.conftest import Encoder, no_fault
 
 WEIGHTS = Path(lav2.demo.__path__[0]) / "weights" / "vision.safetensors"
+
+
+def text() -> Sample:
+    return Sample(np.array([1, 2, 3], dtype=np.int32), np.array([False, True, True]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -151,8 +156,8 @@ def test_a_worker_process_maps_the_files_by_itself(paths, tmp_path):
     store = compute_features(Encoder(), paths, tmp_path / "cache", no_fault)
     assert torch.equal(store[paths[1]], store[paths[1]])
     assert len(pickle.dumps(store)) < 5000  # paths and places, no features
-    samples = Samples([Sample([1, 2, number], 1) for number in range(10)], paths, store)
-    loader = DataLoader(samples, 5, collate_fn=collate, num_workers=1, multiprocessing_context="spawn")
+    samples = Samples([text()] * 10, paths, pickle.loads(pickle.dumps(store)))  # as a worker gets it that is not forked
+    loader = DataLoader(samples, 5, collate_fn=collate, num_workers=1)
     features = torch.cat([batch["features"] for batch in loader])
     assert features.dtype == torch.float32 and features[:, 1, 2].tolist() == [3 * number for number in range(10)]
 
@@ -171,7 +176,7 @@ def test_pixels_take_the_place_of_features(paths):
     assert torch.equal(pixels[paths[5]], Encoder().preprocess(load_image(paths[5])))
     with pytest.raises(KeyError):
         pixels[paths[9]]
-    samples = Samples([Sample([1, 2], 1), Sample([1, 2, 3], 1)], paths[:2], pixels)
+    samples = Samples([text()] * 2, paths[:2], pixels)
     assert collate([samples[0], samples[1]])["features"].shape == (2, 3, 4, 4)
 
 
