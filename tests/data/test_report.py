@@ -103,6 +103,6 @@ def test_what_the_report_needs_is_checked_before(arguments, tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*arguments, *mistakes])
     assert problems(cfg) == [
-        "no tokenizer: set llama.tokenizer, or llama.path to the folder of the base model",
+        "no tokenizer: set llama.tokenizer, or llama.path to the base model",
         f"data: no image folder {tmp_path / 'lost'}",
     ]
