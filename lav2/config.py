@@ -15,8 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
 from lav2.errors import UserError
-from lav2.llama import LlamaConfig, load_tokenizer
-from lav2.llama.gguf import GgufCheckpoint
+from lav2.llama import LlamaConfig, load_tokenizer, open_checkpoint
 from lav2.llama.loading import read_config
 from lav2.llama.tokenizer import tokenizer_file
 from lav2.tasks import TASKS
@@ -49,8 +48,7 @@ def llama_shape(cfg: DictConfig) -> LlamaConfig:
         return stated
     if not isinstance(cfg.llama.path, str):
         raise UserError(f"llama.path is {cfg.llama.path!r}; name the folder of the base model")
-    path = Path(cfg.llama.path)
-    found = GgufCheckpoint(path).config if path.suffix == ".gguf" else read_config(path)
+    found = read_config(cfg.llama.path)
     for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
         if stated and getattr(found, name) != getattr(stated, name):
             raise UserError(
@@ -145,9 +143,10 @@ def llama_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"llama.dtype is {cfg.llama.dtype!r}; choose one of {', '.join(DTYPES)}"
     shape = llama_shape(cfg)
     if has_weights(cfg):
-        weights = Path(cfg.llama.path) / "model.safetensors"
-        if Path(cfg.llama.path).suffix != ".gguf" and not weights.is_file():
-            yield f"no weights at {weights}: a LLaMA folder holds config.json and all weights in one model.safetensors"
+        try:
+            open_checkpoint(cfg.llama.path)
+        except UserError as error:
+            yield str(error)
         load_tokenizer(tokenizer_path(cfg), shape.vocab_size)
 
 

@@ -10,6 +10,7 @@ from lav2.cli import CONF, register_resolvers
 from lav2.config import problems
 from lav2.llama import load_llama
 from tests.llama.gguf_files import sentencepiece_settings, write_gguf
+from tests.llama.stored import TOKENIZER, save_meta, save_shards, small_llama
 
 
 def config(*overrides):
@@ -176,3 +177,20 @@ def test_a_damaged_tokenizer_is_found(tmp_path):
     (tmp_path / "tokenizer.model").write_text("<!DOCTYPE html>")
     (found,) = problems(config("experiment=demo", f"llama.tokenizer={tmp_path}"))
     assert found.startswith(f"{tmp_path / 'tokenizer.model'} is no SentencePiece model")
+
+
+def test_all_that_is_wrong_with_a_base_is_found_before_its_weights_are_read(tmp_path):
+    folder = save_shards(small_llama(num_layers=6), tmp_path)
+    (folder / "tokenizer.model").unlink()
+    (folder / "model-00002-of-00003.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    found = problems(config("experiment=demo", f"llama.path={folder}"))
+    assert [line.split(": ")[0] for line in found] == [
+        f"{folder / 'model-00002-of-00003.safetensors'} is a git-lfs pointer, not the weights",
+        f"no tokenizer at {folder / 'tokenizer.model'}",
+    ]
+
+
+def test_a_folder_of_metas_has_no_problems(tmp_path):
+    folder = save_meta(tmp_path, small_llama(hidden_size=144, num_layers=6), ranks=2)
+    shutil.copy(TOKENIZER, folder)
+    assert problems(config("experiment=demo", f"llama.path={folder}")) == []

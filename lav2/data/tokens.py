@@ -1,7 +1,7 @@
 """From a rendered conversation to tokens and labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -47,22 +47,22 @@ class Sample:
         return int(self.supervised.argmax())
 
 
-def encode(tokenizer, segments: Sequence[Segment], max_length: int) -> Sample:
+def encode(tokenizer, segments: Sequence[Segment], max_length: int, prefix: Sequence[int] = ()) -> Sample:
     """Encode what :meth:`Template.render` gave into at most ``max_length`` tokens.
 
     Segments are encoded by themselves and concatenated, so the labels follow from the segments' lengths and a prompt
     has the very tokens it has in generation. (The authors' V1 code encodes the joined text; with SentencePiece's dummy
     prefix our response starts with a word-start piece instead.) What comes after the last supervised token that fits
-    is left out: no loss depends on it.
+    is left out: no loss depends on it. A ``prefix`` (:func:`lav2.data.slots.image_prefix`) takes the place of BOS.
 
     Raises:
         NoRoom: the first prompt leaves no room for a single token of its response.
     """
-    tokens: list[int] = []
+    tokens: list[int] = list(prefix)
     responses: list[tuple[int, int]] = []  # from, to
     for segment in segments:
         start = len(tokens)
-        tokens += _encode_segment(tokenizer, segment)
+        tokens += _encode_segment(tokenizer, replace(segment, bos=False) if prefix else segment)
         if segment.supervised:
             if responses and responses[-1][1] == start:  # what ends an answer is a part of it
                 start, _ = responses.pop()
@@ -81,9 +81,12 @@ def encode(tokenizer, segments: Sequence[Segment], max_length: int) -> Sample:
     )
 
 
-def encode_prompt(tokenizer, segments: Sequence[Segment]) -> list[int]:
-    """The tokens of a conversation that ends with an open answer, as they are in training."""
-    return [token for segment in segments for token in _encode_segment(tokenizer, segment)]
+def encode_prompt(tokenizer, segments: Sequence[Segment], prefix: Sequence[int] = ()) -> list[int]:
+    """The tokens of a conversation that ends with an open answer, as they are in training; see :func:`encode`."""
+    tokens = list(prefix)
+    for segment in segments:
+        tokens += _encode_segment(tokenizer, replace(segment, bos=False) if prefix else segment)
+    return tokens
 
 
 @lru_cache(maxsize=16)  # most captions share one prompt, which is longer than they are

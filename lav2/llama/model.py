@@ -7,13 +7,14 @@ Nothing here knows about adapters. A block offers one seam, :class:`BlockHooks`,
 prompts, scales and biases; parallelism, checkpointing and precision are applied from outside as well.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lav2.llama.config import LlamaConfig
+from lav2.llama.config import LlamaConfig, RopeScaling
 
 
 class BlockHooks:
@@ -93,12 +94,25 @@ class KVCache:
         self.value[:, :, moved] = self.value[rows, :, moved]
 
 
-def rotary(positions: Tensor, head_size: int, theta: float) -> Tensor:
+def rotary(positions: Tensor, head_size: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
     """The rotary turns at ``positions`` (T,) or (B, T), as unit complex numbers (1 or B, 1, T, D/2)."""
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
-    angles = positions.float()[..., None] * theta**-exponents
+    frequencies = 1.0 / theta**exponents  # radians a token
+    if scaling is not None:
+        frequencies = scaled_frequencies(frequencies, scaling)
+    angles = positions.float()[..., None] * frequencies
     angles = angles[:, None] if angles.dim() == 3 else angles[None, None]
     return torch.polar(torch.ones_like(angles), angles)
+
+
+def scaled_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """``frequencies`` in radians a token, slowed as :class:`~lav2.llama.config.RopeScaling` says."""
+    slowed = frequencies / scaling.factor
+    if scaling.original_max_length is None:
+        return slowed
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_max_length * frequencies / (2 * math.pi)
+    return slowed.lerp(frequencies, ((turns - low) / (high - low)).clamp(0, 1))
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:
@@ -179,7 +193,10 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        embeddings = torch.empty(config.vocab_size, config.hidden_size)
+        if not embeddings.is_meta:  # there it would do nothing but import torch's compiler: 2 seconds and 160 MB
+            nn.init.normal_(embeddings)
+        self.tok_embeddings = nn.Embedding.from_pretrained(embeddings, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.output = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -218,7 +235,7 @@ class Llama(nn.Module):
 
     def turns(self, positions: Tensor) -> Tensor:
         """The rotary turns of this model at ``positions`` (T,) or (B, T): (1 or B, 1, T, D/2)."""
-        return rotary(positions, self.config.head_size, self.config.rope_theta)
+        return rotary(positions, self.config.head_size, self.config.rope_theta, self.config.rope_scaling)
 
     def blocks(
         self,

@@ -21,12 +21,13 @@ from lav2.data.instructions import read_instructions
 from lav2.data.loader import ResumableLoader
 from lav2.data.mixing import TaskCycle
 from lav2.data.problems import Problems
+from lav2.data.slots import image_prefix
 from lav2.data.split import validation_keys
 from lav2.data.templates import KINDS, choose_template
 from lav2.data.tokens import NoRoom, Sample, Samples, collate, encode
 from lav2.errors import UserError
 from lav2.tasks import TASKS
-from lav2.vision.features import FeatureStore, compute_features
+from lav2.vision.features import FEATURE_DTYPES, FeatureStore, Pixels, compute_features
 
 MODES = ("max_size_cycle", "min_size", "alternate", "ratio")
 NOUNS = {"caption": "captions", "instruction": "instructions"}
@@ -55,6 +56,7 @@ class JointData(LightningDataModule):
         on_error: ``skip`` (name, count and leave out) or ``raise`` at the first bad sample.
         max_bad: the fraction of bad samples of a task beyond which the run stops.
         cache_dir: folder for image features.
+        feature_dtype: of the image features on disk, ``float16`` or ``float32``.
 
     Raises:
         UserError: names everything that is wrong with the arguments, at once.
@@ -76,6 +78,7 @@ class JointData(LightningDataModule):
         on_error: str = "skip",
         max_bad: float = 0.05,
         cache_dir: str = "cache/features",
+        feature_dtype: str = "float16",
         tokenizer=None,
         encoder=None,
     ):
@@ -83,7 +86,8 @@ class JointData(LightningDataModule):
         self.captions, self.instructions, self.tasks = captions, instructions, list(tasks)
         self.batch_size, self.max_length = batch_size, max_length
         self.validation, self.seed, self.num_workers, self.mode = validation, seed, num_workers, mode
-        self.ratio, self.on_error, self.max_bad, self.cache_dir = ratio, on_error, max_bad, cache_dir
+        self.ratio, self.on_error, self.max_bad = ratio, on_error, max_bad
+        self.cache_dir, self.feature_dtype = cache_dir, feature_dtype
         self.kind = template
         if faults := self._faults():
             raise UserError("data: " + "; ".join(faults))
@@ -122,6 +126,8 @@ class JointData(LightningDataModule):
             faults.append(f"template is {self.kind!r}; choose one of {', '.join(KINDS)}")
         if self.on_error not in ("skip", "raise"):
             faults.append(f"on_error is {self.on_error!r}; choose skip or raise")
+        if self.feature_dtype not in FEATURE_DTYPES:
+            faults.append(f"feature_dtype is {self.feature_dtype!r}; choose one of {', '.join(FEATURE_DTYPES)}")
         return faults
 
     def missing_files(self) -> list[str]:
@@ -136,19 +142,21 @@ class JointData(LightningDataModule):
         about_images = "instruction" in self.tasks and any(map(sources.has_images, self.instructions))
         return "caption" in self.tasks or about_images
 
-    def prepare(self, tokenizer, encoder=None) -> None:
+    def prepare(self, tokenizer, encoder=None, image_tokens: int | None = None, encoder_trains: bool = False) -> None:
         """Give the tokenizer and the frozen encoder; without an encoder samples carry no features.
 
-        ``encoder`` is what :func:`lav2.vision.features.compute_features` takes.
+        Args:
+            encoder: what :func:`lav2.vision.features.compute_features` takes.
+            image_tokens: the places for an image among the tokens, for a model that reads images as tokens.
+            encoder_trains: samples carry pixels in place of features, which would change from step to step.
         """
         self.tokenizer, self.encoder = tokenizer, encoder
-
-    def prepare_data(self) -> None:
-        """On one process of a node: everything, so that the others find the image features ready."""
-        self.setup()
+        self.image_tokens, self.encoder_trains = image_tokens, encoder_trains
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check, encode and split the data and compute image features, once; print what was found.
+
+        Every process does so; of the image features each computes a share.
 
         Raises:
             UserError: a file is missing or unreadable, too many samples are bad, or a task has none.
@@ -171,7 +179,9 @@ class JointData(LightningDataModule):
             self.training[task], self.held_out[task] = training, held_out
         rank_zero_only(report.print_summary)(self.summary(), self.problems)
 
-    def _with_images(self, examples: list[Example], problems: Problems) -> tuple[list[Example], FeatureStore | None]:
+    def _with_images(
+        self, examples: list[Example], problems: Problems
+    ) -> tuple[list[Example], FeatureStore | Pixels | None]:
         samples = Counter(example.image for example in examples if example.image is not None)
         bad = set()
 
@@ -180,19 +190,25 @@ class JointData(LightningDataModule):
             problems.add(reason, str(path), samples=samples[path])
 
         features = None
-        if samples and self.encoder is None:
+        if samples and (self.encoder is None or self.encoder_trains):
             check_images(sorted(samples), on_bad)
+            if self.encoder is not None:
+                features = Pixels(self.encoder.preprocess, samples.keys() - bad)
         elif samples:
-            features = compute_features(self.encoder, samples, self.cache_dir, on_bad, num_workers=self.num_workers)
+            features = compute_features(
+                self.encoder, samples, self.cache_dir, on_bad, self.feature_dtype, num_workers=self.num_workers
+            )
         return [example for example in examples if example.image not in bad], features
 
-    def _encode(self, task: str, examples: list[Example], features: FeatureStore | None, problems: Problems):
+    def _encode(self, task: str, examples: list[Example], features: FeatureStore | Pixels | None, problems: Problems):
         """The training and the validation samples of one task."""
         kept: list[tuple[Example, Sample]] = []
         for example in track(examples, f"encoding {NOUNS[task]}", disable=rank_zero_only.rank != 0):
             segments = self.template.render(example.turns, example.system)
+            has_image = example.image is not None and features is not None
+            prefix = () if self.image_tokens is None else image_prefix(self.tokenizer, self.image_tokens, has_image)
             try:
-                kept.append((example, encode(self.tokenizer, segments, self.max_length[task])))
+                kept.append((example, encode(self.tokenizer, segments, self.max_length[task], prefix)))
             except NoRoom as error:
                 problems.add("prompt without room for a response", f"{example.where}: {error}")
         stop = self.template.stop

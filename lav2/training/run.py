@@ -71,7 +71,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
 
     seed_everything(cfg.seed, verbose=False)
     data = build_data(cfg)
-    encoder = VisionEncoder(**cfg.vision) if data.has_images else None
+    adapter = adapter_config(cfg)
+    encoder = VisionEncoder(**cfg.vision) if data.has_images and adapter.sees else None
     trainer = build_trainer(
         cfg,
         default_root_dir=folder,
@@ -89,11 +90,16 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             TQDMProgressBar(refresh_rate=cfg.callbacks.progress_every, leave=True),
         ],
     )
-    data.prepare(load_tokenizer(tokenizer_path(cfg)), encoder and encoder.to(trainer.strategy.root_device))
+    data.prepare(
+        load_tokenizer(tokenizer_path(cfg)),
+        encoder and encoder.to(trainer.strategy.root_device),
+        image_tokens=adapter.visual_length if adapter.fusion == "tokens" else None,
+        encoder_trains=adapter.mixture.vision_blocks > 0,
+    )
 
     torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
     llama = load_llama(cfg.llama.path, DTYPES[cfg.llama.dtype])
-    model = AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name, cfg.vision.projected), encoder)
+    model = AdaptedLlama(llama, adapter, feature_width(cfg.vision.name, cfg.vision.projected), encoder)
     if trainer.is_global_zero:
         write_parameters(model, folder)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
