@@ -53,11 +53,10 @@ def run(task: Callable[[DictConfig], object], config_name: str) -> None:
         try:
             with clear_errors():  # inside of Hydra, which would print a line of its own about the job
                 return task(cfg)
-        except SystemExit:
+        finally:
             folder = Path(HydraConfig.get().runtime.output_dir)
             if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # Hydra made it; a run that never began leaves nothing behind
-            raise
+                folder.rmdir()  # Hydra made it; what writes nothing leaves nothing behind
 
     with clear_errors():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(started)()

@@ -96,13 +96,16 @@ def construct(name: str, section: DictConfig, **more: Any) -> Any:
 
 
 def problems(cfg: DictConfig) -> list[str]:
-    """Everything that is wrong with ``cfg``, one line each; empty when it can be run."""
+    """Everything that is wrong with ``cfg``, one line each; empty when it can be run.
+
+    For ``data_report`` only what that needs is looked at.
+    """
     found = list(task_problems(cfg))
     if found:  # look at the rest as if all tasks were meant
         cfg = cfg.copy()
         OmegaConf.set_struct(cfg, False)
         cfg.tasks = list(TASKS)
-    for section, check in CHECKS.items():
+    for section, check in (REPORT_CHECKS if cfg.data_report else CHECKS).items():
         try:
             for line in check(cfg):
                 found.append(line)
@@ -147,12 +150,21 @@ def llama_problems(cfg: DictConfig) -> Iterator[str]:
         load_tokenizer(tokenizer_path(cfg), shape.vocab_size)
 
 
+def tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
+    if cfg.llama.tokenizer is None and cfg.llama.path is None:
+        yield "no tokenizer: set llama.tokenizer, or llama.path to the base model"
+    else:
+        load_tokenizer(tokenizer_path(cfg))
+
+
 def adapter_problems(cfg: DictConfig) -> Iterator[str]:
     adapter = adapter_config(cfg)
     if "caption" in cfg.tasks and not adapter.sees:
         yield "tasks has caption, but adapter.visual_layers is 0: nothing could see the images; set tasks=[instruction]"
     yield from adapter.wrong_values()
     yield from adapter.problems(llama_shape(cfg))
+    if "caption" not in cfg.tasks and not adapter.sees and build_data(cfg).has_images:
+        yield "data.instructions has images, but adapter.visual_layers is 0: nothing could see them; leave them out"
 
 
 def vision_problems(cfg: DictConfig) -> Iterator[str]:
@@ -161,15 +173,15 @@ def vision_problems(cfg: DictConfig) -> Iterator[str]:
     if unknown := sorted(settings.keys() - set(known)):
         yield f"vision has no setting {unknown[0]!r}; it has {', '.join(known)}"
     yield from encoder_problems(settings)
-    found = isinstance(cfg.vision.weights, str) and Path(cfg.vision.weights).is_file()
-    if "caption" in cfg.tasks and has_weights(cfg) and not found:
-        yield f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}"
     projector = adapter_config(cfg).projector
     if projector.kind == "bottleneck" and len(settings["layers"] or []) != projector.scales:
         yield (
             f"adapter.projector.scales is {projector.scales} and vision.layers {settings['layers']}: a bottleneck "
             "joins the class tokens of so many layers (vision.tokens=class_tokens)"
         )
+    found = isinstance(cfg.vision.weights, str) and Path(cfg.vision.weights).is_file()
+    if has_weights(cfg) and not found and build_data(cfg).has_images:
+        yield f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}"
 
 
 def optim_problems(cfg: DictConfig) -> Iterator[str]:
@@ -202,8 +214,10 @@ def data_problems(cfg: DictConfig) -> Iterator[str]:
         if name in cfg.data and not is_count(cfg.data[name]):
             yield f"data.{name} is {cfg.data[name]!r}; it must be a whole number, 1 or more"
     data = build_data(cfg)
-    if has_weights(cfg):
+    if has_weights(cfg) or cfg.data_report:
         yield from (f"data: {line}" for line in data.missing_files())
+    if cfg.llama.path is None and cfg.llama.shape is None:
+        return
     longest = llama_shape(cfg).max_length
     for task in cfg.tasks:
         if data.max_length[task] > longest:
@@ -219,6 +233,7 @@ CHECKS = {
     "trainer": trainer_problems,
     "data": data_problems,
 }
+REPORT_CHECKS = {"llama": tokenizer_problems, "data": data_problems}
 
 
 def is_count(value: Any) -> bool:

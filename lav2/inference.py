@@ -1,27 +1,27 @@
 """A trained adapter on its base model, for notebooks, evaluation and chat."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lav2.adapter import AdaptedLlama, load_adapter, read_adapter_config
 from lav2.adapter.hub import find_adapter
-from lav2.data.sources import load_image
-from lav2.data.templates import Template
+from lav2.data.examples import Turn
+from lav2.data.pictures import Picture, read_picture
+from lav2.data.slots import image_prefix
+from lav2.data.templates import Segment, Template, choose_template
+from lav2.data.tokens import encode_prompt
 from lav2.errors import UserError
+from lav2.experts import Expert, Experts
 from lav2.llama import BlockHooks, Tokenizer, load_llama, load_tokenizer
 from lav2.llama.decoder import check_prompts
 from lav2.llama.generation import generate, stream
 from lav2.llama.settings import GenerationSettings
 from lav2.llama.text import AnswerText
 from lav2.vision import VisionEncoder
-
-Picture = str | Path | Image.Image | np.ndarray
 
 
 def load(
@@ -48,24 +48,11 @@ def load(
     config = read_adapter_config(folder)
     base = find_base(folder, config, base)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    encoder = None
-    if vision := config["vision"]:
-        weights = vision_weights or vision["weights"]
-        if not weights or not Path(weights).is_file():
-            raise UserError(
-                f"{folder} sees through open_clip's {vision['name']}, and there are no weights of it at {weights}: "
-                "give their file as vision_weights="
-            )
-        encoder = VisionEncoder(**vision | {"weights": weights})
-        if config["vision_fingerprint"] not in (encoder.fingerprint, None):  # None: converted without the encoder
-            raise UserError(
-                f"the image encoder {vision['name']} with {weights} is not the one that {folder} was trained with: "
-                "give its weights as vision_weights="
-            )
-        encoder.to(device)
+    encoder = load_encoder(folder, config, vision_weights).to(device) if config["vision"] else None
     model = load_adapter(folder, load_llama(base, dtype), encoder).to(device)
     tokenizer = load_tokenizer(find_tokenizer(config, base), model.llama.config.vocab_size)
-    return Assistant(model, tokenizer, encoder, Template(config["template"]), config["caption_prompts"])
+    template = choose_template(config["template"], tokenizer)
+    return Assistant(model, tokenizer, encoder, template, config["caption_prompts"])
 
 
 def find_base(folder: Path, config: dict[str, Any], base: str | Path | None = None) -> Path:
@@ -82,6 +69,24 @@ def find_tokenizer(config: dict[str, Any], base: Path) -> Path:
     """The tokenizer an adapter was trained with: where its config says it was, or the one that its base brings."""
     path = Path(config["tokenizer"])  # a name alone, from the Hub, is no file in whatever folder one happens to be
     return path if path.is_absolute() and path.exists() else base
+
+
+def load_encoder(folder: Path, config: dict[str, Any], weights: str | Path | None = None) -> VisionEncoder:
+    """The image encoder of the adapter in ``folder``, with ``weights``, or those it was trained with."""
+    vision = config["vision"]
+    weights = weights or vision["weights"]
+    if not weights or not Path(weights).is_file():
+        raise UserError(
+            f"{folder} sees through open_clip's {vision['name']}, and there are no weights of it at {weights}: "
+            "give their file as vision_weights="
+        )
+    encoder = VisionEncoder(**vision | {"weights": weights})
+    if config["vision_fingerprint"] not in (encoder.fingerprint, None):  # None: converted without the encoder
+        raise UserError(
+            f"the image encoder {vision['name']} with {weights} is not the one that {folder} was trained with: "
+            "give its weights as vision_weights="
+        )
+    return encoder
 
 
 class Assistant:
@@ -104,6 +109,7 @@ class Assistant:
         images: Sequence[Picture | None] | None = None,
         inputs: Sequence[str] | None = None,
         *,
+        experts: Experts | Sequence[Expert] = (),
         batch_size: int = 32,
         rows: Sequence[int] | None = None,
         **settings: Any,
@@ -114,7 +120,9 @@ class Assistant:
             instructions: what to do or to answer, one a row.
             images: a path, a PIL image or an RGB array (height, width, 3) of uint8 for each row; ``None`` for a row
                 without one.
-            inputs: the template's ``### Input:`` for each row: context in words, for example an expert's.
+            inputs: the template's ``### Input:`` for each row: context in words.
+            experts: what they say about a row's image stands below its input (sec 4.4); an adapter without a visual
+                path reads that alone.
             batch_size: rows generated together; it changes no answer.
             rows: each row's number, when this call is a part of a larger whole; what is drawn depends on it.
             settings: ``max_new_tokens=64``, ``temperature=0.0``, ``top_k=0``, ``top_p=1.0``, ``num_beams=1``,
@@ -133,32 +141,42 @@ class Assistant:
             raise UserError(
                 f"{len(instructions)} instructions, {len(images)} images and {len(inputs)} inputs: give one each a row"
             )
-        prompts = [self.template.prompt(*row) for row in zip(instructions, inputs, strict=True)]
-        self.encode(prompts)  # before the images, which take longer
+        inputs, images = Experts.of(experts).add_context(self, instructions, images, inputs, settings)
+        prompts = [self.template.render([Turn(*row)]) for row in zip(instructions, inputs, strict=True)]
+        self.encode(prompts, images)  # before the images, which take longer
         features = self.encode_images([image for image in images if image is not None])
         visual: list[Tensor | None] = [None if image is None else next(features) for image in images]
         return self.answer(prompts, visual, batch_size, rows, **settings)
 
-    def stream(self, instruction: str, image: Picture | None = None, input: str = "", **settings: Any) -> Iterator[str]:
+    def stream(
+        self,
+        instruction: str,
+        image: Picture | None = None,
+        input: str = "",
+        *,
+        experts: Experts | Sequence[Expert] = (),
+        **settings: Any,
+    ) -> Iterator[str]:
         """The answer to one instruction in pieces as they come; together they are what :meth:`generate` returns.
 
         Closing the iterator, or leaving its loop and dropping it, ends the generation.
 
         Args:
-            instruction, image, input, settings: as one row of :meth:`generate`; beams cannot be streamed.
+            instruction, image, input, experts, settings: as one row of :meth:`generate`; beams cannot be streamed.
 
         Raises:
             UserError: as :meth:`generate`, at the call and not only at the first piece.
         """
         GenerationSettings.checked(settings)
-        prompt = self.template.prompt(instruction, input)
-        self.encode([prompt])
+        (input,), (image,) = Experts.of(experts).add_context(self, [instruction], [image], [input], settings)
+        prompt = self.template.render([Turn(instruction, input)])
+        self.encode([prompt], [image])
         visual = None if image is None else next(self.encode_images([image]))
         return self.stream_answer(prompt, visual, **settings)
 
     def answer(
         self,
-        prompts: list[str],
+        prompts: list[list[Segment]],
         visual: list[Tensor | None],
         batch_size: int = 32,
         rows: Sequence[int] | None = None,
@@ -166,8 +184,9 @@ class Assistant:
     ) -> list[str]:
         """Continue rendered ``prompts``, each with the features (S, F) of its image or ``None``."""
         rows = range(len(prompts)) if rows is None else rows
-        tokens = self.encode(prompts)
-        text = AnswerText(self.tokenizer.decode, GenerationSettings.checked(settings).stop)
+        tokens = self.encode(prompts, visual)
+        settings |= {"stop": self.stop_texts(settings)}
+        text = AnswerText(self.tokenizer.decode, settings["stop"])
         answers = [""] * len(prompts)
         # Rows with and without an image take different paths; rows of similar length share a batch.
         order = sorted(range(len(prompts)), key=lambda row: (visual[row] is None, len(tokens[row])))
@@ -179,7 +198,7 @@ class Assistant:
                     self.model.llama,
                     [tokens[row] for row in batch],
                     hooks=self.bind([visual[row] for row in batch] if group is with_image else None),
-                    eos_id=self.tokenizer.eos_id,
+                    eos_id=self.end_ids,
                     decode=self.tokenizer.decode,
                     rows=[rows[row] for row in batch],
                     **settings,
@@ -188,15 +207,15 @@ class Assistant:
                     answers[row] = text.whole(ids)
         return answers
 
-    def stream_answer(self, prompt: str, visual: Tensor | None, **settings: Any) -> Iterator[str]:
+    def stream_answer(self, prompt: list[Segment], visual: Tensor | None, **settings: Any) -> Iterator[str]:
         """Continue one rendered ``prompt``, with the features (S, F) of its image or ``None``, in pieces."""
         return stream(
             self.model.llama,
-            *self.encode([prompt]),
+            *self.encode([prompt], [visual]),
             self.tokenizer.decode,
             hooks=self.bind(None if visual is None else [visual]),
-            eos_id=self.tokenizer.eos_id,
-            **settings,
+            eos_id=self.end_ids,
+            **settings | {"stop": self.stop_texts(settings)},
         )
 
     @torch.inference_mode()
@@ -204,48 +223,62 @@ class Assistant:
         """The adapter for a batch, with the features (S, F) of each row's image or without images."""
         return self.model.bind(None if visual is None else torch.stack(visual), keep=True)
 
-    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of rendered prompts.
+    @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer: EOS and, in a chat template, the one that ends a turn."""
+        names = [self.template.stop] if self.template.stop in self.template.control_tokens else []
+        return [self.tokenizer.eos_id, *map(self.tokenizer.token_id, names)]
+
+    def stop_texts(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The texts that end an answer: those in ``settings`` and the template's own."""
+        stop = GenerationSettings.checked(settings).stop
+        template = self.template.stop
+        return (*stop, template) if template and template not in self.template.control_tokens else stop
+
+    def encode(self, prompts: Sequence[Sequence[Segment]], images: Sequence[Any] | None = None) -> list[list[int]]:
+        """Token ids of rendered prompts, each with its image (or what stands for it) or ``None``.
 
         Raises:
             UserError: one leaves no room for an answer.
         """
-        tokens = [self.tokenizer.encode(prompt) for prompt in prompts]
+        has_image = [False] * len(prompts) if images is None else [image is not None for image in images]
+        tokens = [self.prompt_tokens(*row) for row in zip(prompts, has_image, strict=True)]
         check_prompts(self.model.llama.config, tokens)
         return tokens
 
+    def prompt_tokens(self, prompt: Sequence[Segment], has_image: bool) -> list[int]:
+        """Token ids of a rendered prompt, with places for an image where the model reads images as tokens."""
+        config = self.model.config
+        prefix = image_prefix(self.tokenizer, config.visual_length, has_image) if config.fusion == "tokens" else ()
+        return encode_prompt(self.tokenizer, prompt, prefix)
+
     def encode_images(self, images: Iterable[Picture]) -> Iterator[Tensor]:
-        """The frozen encoder's features (S, F) of each image, one after another."""
+        """The frozen encoder's features (S, F) of each image, one after another; its pixels where it is adapted too."""
         for image in images:
             if self.encoder is None:
                 raise UserError("this adapter was trained without images, so it cannot see one")
             pixels = self.encoder.preprocess(read_picture(image))[None].to(self.device)
-            yield self.encoder(pixels)[0]
+            yield pixels[0] if self.model.config.mixture.vision_blocks else self.encoder(pixels)[0]
+
+    def sibling(self, folder: str | Path, vision_weights: str | Path | None = None) -> "Assistant":
+        """Another adapter on this base: the frozen weights are in memory once, the encoder's too if it is the same.
+
+        Args:
+            folder, vision_weights: see :func:`load`.
+
+        Raises:
+            UserError: as for :func:`load`.
+        """
+        folder = find_adapter(folder)
+        config = read_adapter_config(folder)
+        encoder = self.encoder if config["vision"] else None
+        if config["vision"] and (encoder is None or encoder.fingerprint != config["vision_fingerprint"]):
+            encoder = load_encoder(folder, config, vision_weights).to(self.device)
+        model = load_adapter(folder, self.model.llama, encoder).to(self.device)
+        template = choose_template(config["template"], self.tokenizer)
+        return Assistant(model, self.tokenizer, encoder, template, config["caption_prompts"])
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.model.llama.tok_embeddings.weight.device
-
-
-def read_picture(image: Picture) -> Image.Image:
-    """The picture that a user gave in any of the ways.
-
-    Raises:
-        UserError: the file cannot be read, or the array or object is no picture.
-    """
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise UserError(
-                f"an image is an array of shape {image.shape} and type {image.dtype}; expected (height, width, 3) of "
-                "uint8, in RGB"
-            )
-        return Image.fromarray(image)
-    if not isinstance(image, str | Path):
-        raise UserError(f"an image is of type {type(image).__name__}; give a path, a PIL image or a numpy array")
-    try:
-        return load_image(Path(image))
-    except OSError as error:
-        raise UserError(f"cannot read the image {image}: {error}") from None

@@ -128,6 +128,15 @@ def test_unset_paths_are_named_by_what_sets_them():
     ]
 
 
+def test_instructions_about_images_need_the_encoder(tmp_path):
+    (tmp_path / "chat.json").write_text("[]")
+    llava = f"data.instructions=[{{format: llava, path: {tmp_path / 'chat.json'}, images: {tmp_path}}}]"
+    overrides = ["experiment=coco_mini", "tasks=[instruction]", "vision.weights=null"]
+    (found,) = problems(config(*overrides, llava))
+    assert found.startswith("vision.weights is None")
+    assert problems(config(*overrides, f"data.instructions=[{tmp_path / 'chat.json'}]")) == []
+
+
 def test_a_folder_without_weights(tmp_path):
     embedded = CONF.parent / "lav2" / "demo" / "weights" / "llama"
     for name in ("config.json", "tokenizer.model"):
@@ -136,23 +145,6 @@ def test_a_folder_without_weights(tmp_path):
     assert found.startswith(f"no weights at {tmp_path / 'model.safetensors'}")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
     assert any(str(tmp_path) in line for line in problems(config("experiment=demo", f"llama.path={tmp_path}")))
-
-
-def test_all_that_is_wrong_with_a_base_is_found_before_its_weights_are_read(tmp_path):
-    folder = save_shards(small_llama(num_layers=6), tmp_path)
-    (folder / "tokenizer.model").unlink()
-    (folder / "model-00002-of-00003.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    found = problems(config("experiment=demo", f"llama.path={folder}"))
-    assert [line.split(": ")[0] for line in found] == [
-        f"{folder / 'model-00002-of-00003.safetensors'} is a git-lfs pointer, not the weights",
-        f"no tokenizer at {folder / 'tokenizer.model'}",
-    ]
-
-
-def test_a_folder_of_metas_has_no_problems(tmp_path):
-    folder = save_meta(tmp_path, small_llama(hidden_size=144, num_layers=6), ranks=2)
-    shutil.copy(TOKENIZER, folder)
-    assert problems(config("experiment=demo", f"llama.path={folder}")) == []
 
 
 @pytest.fixture
@@ -185,3 +177,20 @@ def test_a_damaged_tokenizer_is_found(tmp_path):
     (tmp_path / "tokenizer.model").write_text("<!DOCTYPE html>")
     (found,) = problems(config("experiment=demo", f"llama.tokenizer={tmp_path}"))
     assert found.startswith(f"{tmp_path / 'tokenizer.model'} is no SentencePiece model")
+
+
+def test_all_that_is_wrong_with_a_base_is_found_before_its_weights_are_read(tmp_path):
+    folder = save_shards(small_llama(num_layers=6), tmp_path)
+    (folder / "tokenizer.model").unlink()
+    (folder / "model-00002-of-00003.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    found = problems(config("experiment=demo", f"llama.path={folder}"))
+    assert [line.split(": ")[0] for line in found] == [
+        f"{folder / 'model-00002-of-00003.safetensors'} is a git-lfs pointer, not the weights",
+        f"no tokenizer at {folder / 'tokenizer.model'}",
+    ]
+
+
+def test_a_folder_of_metas_has_no_problems(tmp_path):
+    folder = save_meta(tmp_path, small_llama(hidden_size=144, num_layers=6), ranks=2)
+    shutil.copy(TOKENIZER, folder)
+    assert problems(config("experiment=demo", f"llama.path={folder}")) == []

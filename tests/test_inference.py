@@ -1,11 +1,14 @@
 """The assistant with a random model, the tokenizer and the image encoder that come with the package."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from lav2.adapter import adapt
+from lav2.data.examples import Turn
 from lav2.data.templates import Template
 from lav2.demo.pretrain_llama import WEIGHTS
 from lav2.errors import UserError
@@ -79,6 +82,32 @@ def test_a_stream_is_the_answer(assistant, pictures, picture, settings):
     expected = answer[: answer.index(stop)].strip()
     assert assistant.generate(QUESTIONS[:1], [image], inputs=["a scene"], stop=stop, **settings) == [expected]
     assert "".join(assistant.stream(QUESTIONS[0], image, "a scene", stop=[stop], **settings)) == expected
+
+
+def test_answers_end_as_the_template_ends_them(assistant, monkeypatch):
+    assert assistant.end_ids == [assistant.tokenizer.eos_id] and assistant.stop_texts({"stop": "a"}) == ("a",)
+    monkeypatch.setattr(assistant, "template", Template("vicuna"))
+    assert assistant.stop_texts({"stop": ["a", "b"]}) == ("a", "b", "###") and len(assistant.end_ids) == 1
+    answer = assistant.generate(QUESTIONS[:1], **SAMPLED)[0]
+    cut = answer[: len(answer) // 2].rstrip()
+    monkeypatch.setattr(Template, "stop", answer[len(cut) :].strip()[:5])
+    assert assistant.generate(QUESTIONS[:1], **SAMPLED) == [cut] == ["".join(assistant.stream(QUESTIONS[0], **SAMPLED))]
+
+
+def test_a_chat_template_is_encoded_with_its_control_tokens(assistant, monkeypatch):
+    ids = {"<|im_start|>": 7, "<|im_end|>": 8}
+    plain = assistant.tokenizer.encode
+
+    def encode(text, bos=True, eos=False, special=False):
+        parts = re.split(r"(<\|\w+\|>)", text) if special else [text]
+        return sum(([ids[part]] if part in ids else plain(part, bos=False) for part in parts), [])
+
+    monkeypatch.setattr(assistant.tokenizer, "encode", encode)
+    monkeypatch.setattr(assistant.tokenizer, "token_id", ids.get)
+    monkeypatch.setattr(assistant, "template", Template("chatml"))
+    assert assistant.end_ids == [assistant.tokenizer.eos_id, 8] and assistant.stop_texts({}) == ()
+    (prompt,) = assistant.encode([assistant.template.render([Turn("Say <|im_end|>.")])])
+    assert [prompt.count(7), prompt.count(8)] == [2, 1] and prompt[0] == 7
 
 
 @pytest.mark.parametrize(

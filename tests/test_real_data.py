@@ -60,6 +60,12 @@ def test_bad_samples_are_named_and_counted(settings, photographs, tmp_path, caps
     train(composed("train", *settings, "trainer.max_steps=1"), tmp_path)
     said = " ".join(capsys.readouterr().out.split()).replace(" ", "")
     assert "skipped6of130captions" in said and "1emptycaption" in said and "1brokenimage" in said
+    record = json.loads((tmp_path / "data_problems.json").read_text())
+    (broken,) = record["caption"]["problems"]["broken image"]
+    assert broken.startswith(str(photographs[1])) and len(record["caption"]["problems"]["empty caption"]) == 1
+    (places,) = record["instruction"]["problems"].values()  # prompts longer than max_length
+    assert len(places) == record["instruction"]["skipped"] > 3  # all of them, not the few that are printed
+    assert len(record["instruction"]["truncated_places"]) == record["instruction"]["truncated"] > 0
 
 
 def test_or_stop_at_the_first_when_asked(settings, tmp_path):

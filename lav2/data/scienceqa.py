@@ -7,8 +7,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from lav2.data.examples import Example
 from lav2.data.problems import Problems
-from lav2.data.sources import Example
 from lav2.errors import UserError
 
 PROBLEMS, SPLITS = "problems.json", "pid_splits.json"

@@ -117,6 +117,9 @@ class WorldData(JointData):
     def missing_files(self) -> list[str]:
         return []  # they are drawn when needed
 
+    def prepare_data(self) -> None:
+        self.draw()  # on one process of a node, before the others look for it
+
     def setup(self, stage: str | None = None) -> None:
         self.draw()
         super().setup(stage)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lav2.data.captions import CaptionSource, read_captions
 from lav2.data.problems import Problems
-from lav2.data.sources import CaptionSource, read_captions
 from lav2.demo.data import read_scenes
 from lav2.demo.scoring import Question, ask, caption_scores, shuffled
 from lav2.evaluation.captions import caption_images, caption_samples

@@ -19,7 +19,7 @@ from rich.progress import Progress, TextColumn
 from sentencepiece import SentencePieceTrainer
 from torch import Tensor, nn
 
-from lav2.data.sources import CAPTION_PROMPT
+from lav2.data.captions import CAPTION_PROMPT
 from lav2.demo.corpus import HEADERS, document
 from lav2.demo.facts import FACTS
 from lav2.demo.language import DESCRIBE, DETAIL, description, questions

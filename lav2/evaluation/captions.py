@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lav2.data.captions import CAPTION_PROMPT
 from lav2.data.problems import Problems
-from lav2.data.sources import CAPTION_PROMPT
 from lav2.errors import UserError
 from lav2.evaluation.coco import coco_image_scores, coco_scores
 from lav2.evaluation.java import check_metrics, java_scores

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from lav2.data.examples import Example
+from lav2.data.instructions import read_instructions
 from lav2.data.problems import Problems
-from lav2.data.sources import Example, read_instructions
 from lav2.data.tokens import IGNORE, NoRoom, collate, encode
 from lav2.errors import UserError
 from lav2.evaluation.coco import coco_image_scores, rouge_l
@@ -132,9 +133,9 @@ def reference_losses(assistant: Assistant, examples: Sequence[Example], max_leng
     losses = [{"nats": 0.0, "tokens": 0, "truncated": 0} for _ in examples]
     samples = {}
     for row, example in enumerate(examples):
-        prompt = assistant.template.prompt(example.instruction, example.input)
+        segments = assistant.template.render(example.turns, example.system)
         try:
-            samples[row] = encode(assistant.tokenizer, prompt, example.response, max_length)
+            samples[row] = encode(assistant.tokenizer, segments, max_length)
         except NoRoom:
             continue
     if not samples:

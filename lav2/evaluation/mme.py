@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lav2.data.images import check_images
 from lav2.data.problems import Problems
-from lav2.data.sources import check_images
 from lav2.errors import UserError
 from lav2.evaluation.predict import Predictor, check
 from lav2.evaluation.report import Report, Sample, Score, add_results

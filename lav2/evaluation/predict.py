@@ -2,12 +2,12 @@
 
 So an evaluation can be stopped at any time, killed too, and goes on where it stood; and one that is done is not
 computed again unless something changes that its answers depend on: the adapter (its two files, which also know the
-base, the encoder and the template), the dtype of the base, the generation settings without the batch size, the
-instruction, its input, or the image (path, size, time of change). Delete the journal to make all answers anew.
+base, the encoder and the template), ``base=`` and ``vision_weights=`` where they are given, the dtype of the base, the
+generation settings without the batch size, the instruction, its input, or the image (path, size, time of change).
+Delete the journal to make all answers anew.
 """
 
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,11 @@ from typing import Any
 from rich.progress import track
 
 from lav2.adapter.folder import CONFIG, WEIGHTS
+from lav2.data.examples import Turn
+from lav2.data.tokens import encode_prompt
 from lav2.errors import UserError
 from lav2.inference import Assistant
+from lav2.llama.settings import generation_problems
 
 BATCH_SIZE = 32
 
@@ -107,7 +110,7 @@ class Predictor:
             for instruction, image, input in zip(instructions, images, inputs, strict=True)
         ]
         # Rows that share a path through the model and a length share a batch, the longest first: what does not fit
-        # into memory shows at once. The batches depend on nothing else, so a resumed run draws the same samples.
+        # into memory shows at once.
         order = sorted(
             range(len(keys)), key=lambda row: (images[row] is not None, -len(instructions[row]) - len(inputs[row]))
         )
@@ -118,7 +121,7 @@ class Predictor:
                 print(f"longer than the model reads, so answered with nothing: {instructions[row][:60]!r} …")
             rest = [row for row in rows if row not in long]
             columns = ([column[row] for row in rest] for column in (instructions, images, inputs))
-            answers = self.assistant.generate(*columns, **generation) if rest else []
+            answers = self.assistant.generate(*columns, rows=rest, **generation) if rest else []
             made = dict(zip(rest, answers, strict=True))
             return [made.get(row, "") for row in rows]
 
@@ -140,22 +143,22 @@ class Predictor:
             compute: a batch of rows → their values, as JSON.
         """
         known = self.journal.values
-        first: dict[str, int] = {}
+        missing: dict[str, int] = {}
         for row in order:
-            first.setdefault(keys[row], row)
-        rows = list(first.values())
+            if keys[row] not in known:
+                missing.setdefault(keys[row], row)
+        rows = list(missing.values())
+        if found := len(set(keys)) - len(rows):
+            print(f"{label}: {found:,} of {found + len(rows):,} are done already, in {self.journal.path}")
         batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-        missing = [batch for batch in batches if any(keys[row] not in known for row in batch)]
-        if found := sum(keys[row] in known for row in rows):
-            print(f"{label}: {found:,} of {len(rows):,} are done already, in {self.journal.path}")
-        for batch in track(missing, label) if missing else ():
-            values = zip(batch, compute(batch), strict=True)
-            self.journal.add({keys[row]: value for row, value in values if keys[row] not in known})
+        for batch in track(batches, label) if batches else ():
+            self.journal.add(dict(zip((keys[row] for row in batch), compute(batch), strict=True)))
         return [known[key] for key in keys]
 
     def _fits(self, instruction: str, input: str) -> bool:
-        prompt = self.assistant.template.prompt(instruction, input)
-        return len(self.assistant.tokenizer.encode(prompt)) < self.assistant.model.llama.config.max_length
+        prompt = self.assistant.template.render([Turn(instruction, input)])
+        length = len(encode_prompt(self.assistant.tokenizer, prompt))
+        return length < self.assistant.model.llama.config.max_length
 
 
 def stamp(image: Path | None) -> list | None:
@@ -166,30 +169,28 @@ def stamp(image: Path | None) -> list | None:
     return [str(image), status.st_size, status.st_mtime_ns]
 
 
-def model_identity(adapter: Path, dtype: str) -> dict[str, str]:
-    """What the answers of the adapter in the folder ``adapter`` depend on besides the question."""
+def model_identity(adapter: Path, **settings: str | None) -> dict[str, str | None]:
+    """What the answers of the adapter in the folder ``adapter`` depend on besides the question.
+
+    Args:
+        settings: how it is loaded: ``base``, ``vision_weights``, ``dtype``.
+    """
     content = b"".join((adapter / name).read_bytes() for name in (CONFIG, WEIGHTS))
-    return {"adapter": hashlib.sha256(content).hexdigest()[:16], "dtype": dtype}
+    return {"adapter": hashlib.sha256(content).hexdigest()[:16], **settings}
 
 
 def check(generation: Mapping[str, Any], **paths: str | Path | None) -> None:
     """Refuse wrong settings of an evaluation, all of them in one message and before any weight is read.
 
     Args:
-        generation: the keyword arguments of :meth:`lav2.inference.Assistant.generate`.
+        generation: settings of :meth:`lav2.inference.Assistant.generate`.
         paths: the setting ``paths.<name>`` → the file or folder that must exist.
 
     Raises:
-        UserError: names what is missing and what is not known.
+        UserError: names what is missing and what is wrong.
     """
     missing = [f"paths.{name} is {path}" for name, path in paths.items() if path is None or not Path(path).exists()]
     problems = [f"{', '.join(missing)}: name existing files and folders to score"] if missing else []
-    parameters = inspect.signature(Assistant.generate).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    if unknown := [name for name in generation if name not in known]:
-        problems.append(f"eval.generation has no setting {unknown[0]!r}; it has {', '.join(known)}")
-    size = generation.get("batch_size", BATCH_SIZE)
-    if type(size) is not int or size < 1:
-        problems.append(f"eval.generation.batch_size is {size!r}; it must be a whole number, 1 or more")
+    problems += [f"eval.generation.{problem}" for problem in generation_problems(generation)]
     if problems:
         raise UserError("; ".join(problems))

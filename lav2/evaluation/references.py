@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lav2.data.captions import CaptionSource, read_captions
+from lav2.data.images import check_images
 from lav2.data.problems import Problems
-from lav2.data.sources import CaptionSource, check_images, read_captions
 from lav2.errors import UserError
 from lav2.evaluation.coco import some
 

@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"no adapter weights at {folder / 'adapter' / WEIGHTS}")
     predictor = Predictor(
         partial(load, folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype]),
-        model_identity(folder / "adapter", cfg.dtype),
+        model_identity(folder / "adapter", base=cfg.base, vision_weights=cfg.vision_weights, dtype=cfg.dtype),
         folder / "evaluation" / task.name,
         config["caption_prompts"],
     )

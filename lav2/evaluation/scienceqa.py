@@ -7,9 +7,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from lav2.data.images import check_images
 from lav2.data.problems import Problems
 from lav2.data.scienceqa import GRADES, SUBJECTS, ScienceQuestion, read_questions
-from lav2.data.sources import check_images
 from lav2.errors import UserError
 from lav2.evaluation.predict import Predictor, check
 from lav2.evaluation.report import Report, Sample, Score, add_results

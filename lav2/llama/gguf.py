@@ -3,7 +3,7 @@
 llama.cpp rotates the pairs (x0, x1), (x2, x3) … of a LLaMA's heads, as Meta does, so query and key rows stay in order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lav2.errors import UserError
 from lav2.llama.checkpoint import Checkpoint
-from lav2.llama.config import LlamaConfig
+from lav2.llama.config import LlamaConfig, RopeScaling
+from lav2.llama.model import scaled_frequencies
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FORMATS = (*FLOATS, "Q8_0", "Q4_0", "Q4_1")
@@ -62,15 +63,17 @@ class GgufCheckpoint(Checkpoint):
         self.path = Path(path)
         stored = read_gguf(self.path)
         self.config = llama_config(stored)
-        self.tensors = {our_name(tensor.name): tensor for tensor in stored.tensors}
+        self.tensors = {our_name(tensor.name): tensor for tensor in stored.tensors if tensor.name != ROPE_FACTORS}
         self.shapes = {name: torch.Size(reversed(tensor.shape.tolist())) for name, tensor in self.tensors.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self.tensors[name]
         if (dtype := FLOATS.get(stored.tensor_type.name)) is not None:
-            return torch.from_numpy(stored.data).view(dtype)  # numpy has no bfloat16: that comes as bytes
-        quants = require_gguf(self.path).quants
-        return torch.from_numpy(quants.dequantize(stored.data, stored.tensor_type))
+            tensor = torch.from_numpy(stored.data).view(dtype)  # numpy has no bfloat16: that comes as bytes
+        else:
+            quants = require_gguf(self.path).quants
+            tensor = torch.from_numpy(quants.dequantize(stored.data, stored.tensor_type))
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -160,16 +163,33 @@ def llama_config(stored: GgufFile) -> LlamaConfig:
         "llama.rope.dimension_count": config.head_size,
         "llama.attention.key_length": config.head_size,
         "llama.attention.value_length": config.head_size,
-        "llama.rope.scaling.type": "none",
-        "llama.rope.scaling.factor": 1.0,
         "llama.rope.scale_linear": 1.0,
     }
     for key, value in fixed.items():
         if settings.get(key, value) != value:
             raise UserError(f"{path}: {key} is {settings[key]!r}; only {value!r} is supported")
-    if ROPE_FACTORS in shapes:
-        raise UserError(f"{path} scales its rotary positions ({ROPE_FACTORS}), which is not supported")
-    return config
+    return replace(config, rope_scaling=rope_scaling(stored, config))
+
+
+def rope_scaling(stored: GgufFile, config: LlamaConfig) -> RopeScaling | None:
+    """How the rotary frequencies are slowed: linearly, or by LLaMA 3.1's rule, of which the file holds the outcome.
+
+    Raises:
+        UserError: in another way.
+    """
+    factors = next((tensor.data for tensor in stored.tensors if tensor.name == ROPE_FACTORS), None)
+    kind = stored.settings.get("llama.rope.scaling.type", "linear")
+    if factors is not None:
+        scaling = RopeScaling(float(factors.max()), 1.0, 4.0, 8192)  # the last three as in LLaMA 3.1 and 3.2
+        frequencies = config.rope_theta ** -(torch.arange(0, config.head_size, 2) / config.head_size)
+        expected = frequencies / scaled_frequencies(frequencies, scaling)
+        if factors.shape != expected.shape or not torch.allclose(torch.from_numpy(factors), expected, rtol=1e-3):
+            raise UserError(f"{stored.path}: {ROPE_FACTORS} are not those of LLaMA 3.1's rule, the only one supported")
+        return scaling
+    if kind not in ("none", "linear"):
+        raise UserError(f"{stored.path}: llama.rope.scaling.type is {kind!r}; only 'none' and 'linear' are supported")
+    factor = stored.settings.get("llama.rope.scaling.factor", 1.0)
+    return RopeScaling(factor) if kind == "linear" and factor != 1 else None
 
 
 def our_name(name: str) -> str:

@@ -9,12 +9,12 @@ from lav2.llama.vocabulary import ControlIds, HuggingFaceVocabulary, SentencePie
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of tokens; SentencePiece numbers them alike
 
-# How byte-level vocabularies split a text into words, before pieces are merged within each: LLaMA 3's expression
+# Ways to split a text into words, within which a byte-level vocabulary merges pieces; LLaMA 3's by an expression
+SPLITS = ("gpt-2", "smollm", "llama-bpe")
 LLAMA_3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-SPLITS = ("gpt-2", "smollm", "llama-bpe")
 
 
 def read_gguf_tokenizer(path: Path) -> tuple[SentencePieceVocabulary | HuggingFaceVocabulary, ControlIds]:
@@ -38,12 +38,13 @@ def read_gguf_tokenizer(path: Path) -> tuple[SentencePieceVocabulary | HuggingFa
         if len(settings[key]) != len(settings["tokens"]):
             raise UserError(f"{path}: tokenizer.ggml.{key} and tokenizer.ggml.tokens differ in length")
     eos = settings["eos_token_id"]
+    expects_bos = kind == "llama" or settings.get("pre") == "llama-bpe"  # unless the file says
     control = ControlIds(
         bos=settings.get("bos_token_id", eos),
         eos=eos,
         pad=settings.get("padding_token_id"),
         stop=tuple(settings[key] for key in ("eot_token_id", "eom_token_id") if key in settings),
-        add_bos=settings.get("add_bos_token", kind == "llama" or settings.get("pre") == "llama-bpe"),
+        add_bos="bos_token_id" in settings and settings.get("add_bos_token", expects_bos),
     )
     if kind == "llama":
         return SentencePieceVocabulary(sentencepiece_model(settings), path), control
@@ -69,15 +70,15 @@ def sentencepiece_model(settings: dict[str, Any]) -> bytes:
 def byte_level_tokenizer(settings: dict[str, Any], path: Path) -> Any:
     """The ``tokenizers.Tokenizer`` of the settings of a ``gpt2`` tokenizer: byte pairs merged within words."""
     package = require_tokenizers(path)
-    words = package.pre_tokenizers
+    known = package.pre_tokenizers
     split = settings.get("pre")
     if split == "gpt-2":
-        words = words.ByteLevel(add_prefix_space=False)
+        words = known.ByteLevel(add_prefix_space=False)
     elif split == "smollm":
-        words = words.Sequence([words.Digits(individual_digits=True), words.ByteLevel(add_prefix_space=False)])
+        words = known.Sequence([known.Digits(individual_digits=True), known.ByteLevel(add_prefix_space=False)])
     elif split == "llama-bpe":
-        expression = words.Split(package.Regex(LLAMA_3_WORDS), "isolated")
-        words = words.Sequence([expression, words.ByteLevel(add_prefix_space=False, use_regex=False)])
+        expression = known.Split(package.Regex(LLAMA_3_WORDS), "isolated")
+        words = known.Sequence([expression, known.ByteLevel(add_prefix_space=False, use_regex=False)])
     else:
         raise UserError(f"{path} has a tokenizer that splits words as {split!r}; only {', '.join(SPLITS)} are read")
     tokens, kinds = settings["tokens"], settings["token_type"]

@@ -51,7 +51,8 @@ def seen_tokens(prompts: list[list[int]], like: Tensor) -> Tensor:
     """Which tokens stand in each prompt, (B, V); ``like`` is the embedding (V, C)."""
     seen = torch.zeros(len(prompts), len(like), dtype=torch.bool, device=like.device)
     for row, prompt in enumerate(prompts):
-        seen[row, torch.tensor(prompt, device=like.device)] = True
+        words = [token for token in prompt if token >= 0]  # the places of images are none
+        seen[row, torch.tensor(words, device=like.device)] = True
     return seen
 
 

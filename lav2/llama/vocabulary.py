@@ -135,10 +135,11 @@ def read_tokenizer_json(path: Path) -> tuple[HuggingFaceVocabulary, ControlIds]:
             f"nothing says which token of {path} ends a text: put the model's tokenizer_config.json or "
             "generation_config.json beside it"
         )
-    bos = (find("bos") or eos)[0]
-    pad = next(iter(find("pad") if "pad_token" in names else []), None)
-    add_bos = names.get("add_bos_token", tokenizer.encode("").ids[:1] == [bos])  # else as its post-processor does
-    return HuggingFaceVocabulary(tokenizer), ControlIds(bos, eos[0], pad, tuple(eos), add_bos)
+    bos = find("bos")
+    pad = find("pad")[0] if "pad_token" in names else None
+    adds_bos = tokenizer.encode("").ids[:1] == bos[:1]  # by its post-processor, unless tokenizer_config.json says
+    add_bos = bool(bos) and names.get("add_bos_token", adds_bos)
+    return HuggingFaceVocabulary(tokenizer), ControlIds((bos or eos)[0], eos[0], pad, tuple(eos), add_bos)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

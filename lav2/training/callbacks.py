@@ -1,6 +1,7 @@
 """What a run writes into its folder while it trains."""
 
 import csv
+import json
 import netrc
 import os
 from argparse import Namespace
@@ -110,6 +111,17 @@ class AdapterFolder(Callback):
     def write(self, pl_module: LightningModule, state: dict[str, Tensor]) -> None:
         adapter = {name.removeprefix("model.adapter."): value for name, value in state.items() if is_adapter(name)}
         save_adapter(self.folder, pl_module.model, adapter, **self.about)
+
+
+class DataProblems(Callback):
+    """Writes what is wrong with the data, every place of it, and which samples were cut."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.path.write_text(json.dumps(trainer.datamodule.summary(), indent=2) + "\n")
 
 
 class Gates(Callback):

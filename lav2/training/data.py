@@ -6,62 +6,57 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch.utils.data import DataLoader
 
+from lav2.data import report, sources
+from lav2.data.captions import CaptionSource, read_captions
+from lav2.data.examples import Example
+from lav2.data.images import check_images
+from lav2.data.instructions import read_instructions
 from lav2.data.loader import ResumableLoader
+from lav2.data.mixing import TaskCycle
 from lav2.data.problems import Problems
-from lav2.data.sources import CaptionSource, Example, check_images, read_captions, read_instructions, validation_keys
-from lav2.data.templates import Template
+from lav2.data.slots import image_prefix
+from lav2.data.split import validation_keys
+from lav2.data.templates import KINDS, choose_template
 from lav2.data.tokens import NoRoom, Sample, Samples, collate, encode
 from lav2.errors import UserError
 from lav2.tasks import TASKS
-from lav2.vision.features import FeatureStore, compute_features
+from lav2.vision.features import FEATURE_DTYPES, FeatureStore, Pixels, compute_features
 
-MODES = ("max_size_cycle", "min_size")
+MODES = ("max_size_cycle", "min_size", "alternate", "ratio")
 NOUNS = {"caption": "captions", "instruction": "instructions"}
-
-
-def source_fault(source: Mapping) -> str | None:
-    """What is wrong with an entry of ``captions``, in itself."""
-    if not isinstance(source, Mapping):
-        return f"a captions entry is {source!r}; it takes annotations, images, prompt"
-    if set(source) - {"prompt"} != {"annotations", "images"}:
-        return f"a captions entry has {sorted(source)}; it takes annotations, images, prompt"
-    if not isinstance(source.get("prompt", ""), str):
-        return f"a captions entry has the prompt {source['prompt']!r}; give text, or leave it out for the default"
-    return None
 
 
 class JointData(LightningDataModule):
     """Captions with image features, and instructions, as one resumable stream of batches for each task.
 
-    A training batch is ``{task: batch}`` with a batch from :func:`lav2.data.tokens.collate` for every task. Each task's
-    stream depends on (seed, task, its own data) alone: the instructions come in the same order with captions beside
-    them and without.
+    A training batch is ``{task: batch}`` with a batch from :func:`lav2.data.tokens.collate` for every task, or, where
+    the tasks take turns, for one. Each task's stream depends on (seed, task, its own data) alone: the instructions come
+    in the same order with captions beside them and without.
 
     Args:
-        captions: mappings ``{annotations, images, prompt}``; COCO annotation file, image folder, and the instruction
-            (optional, "Generate caption of this image").
-        instructions: paths of Alpaca files, .json or .jsonl.
+        captions: mappings with the fields of :class:`lav2.data.captions.CaptionSource`.
+        instructions: paths of Alpaca files, or mappings; see :func:`lav2.data.instructions.read_instructions`.
         tasks: which of ``caption`` and ``instruction`` to train.
-        template: ``alpaca`` or ``short``.
+        template: a kind of :class:`lav2.data.templates.Template`, or ``family``: the one of the base model's family.
         batch_size: samples a batch and device, for each task.
         max_length: tokens of prompt and response, for each task; longer responses are cut and counted.
         validation: fraction held out, by image for captions and by question for instructions.
         seed: of the order and of the split.
         num_workers: processes that read ahead, for each task.
-        mode: an epoch is as long as the longer (``max_size_cycle``) or the shorter (``min_size``) task.
+        mode: each step sees every task, and an epoch is as long as the longer (``max_size_cycle``) or the shorter
+            (``min_size``) task; or each step sees one task, by turns (``alternate``) or in a ``ratio``.
+        ratio: for ``ratio``, each task's steps in one cycle.
         on_error: ``skip`` (name, count and leave out) or ``raise`` at the first bad sample.
         max_bad: the fraction of bad samples of a task beyond which the run stops.
         cache_dir: folder for image features.
+        feature_dtype: of the image features on disk, ``float16`` or ``float32``.
 
     Raises:
         UserError: names everything that is wrong with the arguments, at once.
@@ -70,7 +65,7 @@ class JointData(LightningDataModule):
     def __init__(
         self,
         captions: Sequence[Mapping] = (),
-        instructions: Sequence[str] = (),
+        instructions: Sequence[str | Mapping] = (),
         tasks: Sequence[str] = TASKS,
         template: str = "alpaca",
         batch_size: Mapping[str, int] = MappingProxyType({"caption": 32, "instruction": 32}),
@@ -79,9 +74,11 @@ class JointData(LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         mode: str = "max_size_cycle",
+        ratio: Mapping[str, int] = MappingProxyType({"caption": 1, "instruction": 1}),
         on_error: str = "skip",
         max_bad: float = 0.05,
         cache_dir: str = "cache/features",
+        feature_dtype: str = "float16",
         tokenizer=None,
         encoder=None,
     ):
@@ -89,13 +86,10 @@ class JointData(LightningDataModule):
         self.captions, self.instructions, self.tasks = captions, instructions, list(tasks)
         self.batch_size, self.max_length = batch_size, max_length
         self.validation, self.seed, self.num_workers, self.mode = validation, seed, num_workers, mode
-        self.on_error, self.max_bad, self.cache_dir = on_error, max_bad, cache_dir
-        faults = self._faults()
-        try:
-            self.template = Template(template)
-        except UserError as error:
-            faults.append(str(error))
-        if faults:
+        self.ratio, self.on_error, self.max_bad = ratio, on_error, max_bad
+        self.cache_dir, self.feature_dtype = cache_dir, feature_dtype
+        self.kind = template
+        if faults := self._faults():
             raise UserError("data: " + "; ".join(faults))
         self.prepare(tokenizer, encoder)
         self.problems: dict[str, Problems] = {}
@@ -112,9 +106,10 @@ class JointData(LightningDataModule):
                     faults.append(f"{NOUNS[task]} is {given!r}; give a list")
                 elif not given:
                     faults.append(f"{NOUNS[task]} is empty; give some or leave {task} out of tasks")
-                elif task == "caption":
-                    faults += [fault for source in given if (fault := source_fault(source))]
-                for name in ("batch_size", "max_length"):
+                else:
+                    fault_of = sources.caption_fault if task == "caption" else sources.instruction_fault
+                    faults += filter(None, map(fault_of, given))
+                for name in ("batch_size", "max_length", *(["ratio"] if self.mode == "ratio" else [])):
                     sizes = getattr(self, name)
                     size = sizes.get(task) if isinstance(sizes, Mapping) else None
                     if type(size) is not int or size < 1:  # a bool is no count
@@ -127,42 +122,41 @@ class JointData(LightningDataModule):
             faults.append(f"max_bad is {self.max_bad!r}; choose a fraction from 0 to 1")
         if self.mode not in MODES:
             faults.append(f"mode is {self.mode!r}; choose one of {', '.join(MODES)}")
+        if self.kind not in KINDS:
+            faults.append(f"template is {self.kind!r}; choose one of {', '.join(KINDS)}")
         if self.on_error not in ("skip", "raise"):
             faults.append(f"on_error is {self.on_error!r}; choose skip or raise")
+        if self.feature_dtype not in FEATURE_DTYPES:
+            faults.append(f"feature_dtype is {self.feature_dtype!r}; choose one of {', '.join(FEATURE_DTYPES)}")
         return faults
 
     def missing_files(self) -> list[str]:
         """What the tasks need and is not there, one line each; a run checks this before it reads any weight."""
-        needed = []
-        if "caption" in self.tasks:
-            needed += [
-                (source[name], "captions", name) for source in self.captions for name in ("annotations", "images")
-            ]
-        if "instruction" in self.tasks:
-            needed += [(path, "instructions", "instructions") for path in self.instructions]
-        lost = []
-        for path, noun, name in needed:
-            if path in (None, "", "None"):
-                lost.append(f"{noun}: {'a path' if noun == name else name} is not set (paths.{name})")
-            elif name == "images":
-                lost += [] if Path(path).is_dir() else [f"no image folder {path}"]
-            elif not Path(path).is_file():
-                lost.append(f"no file {path}")
+        entries = {"caption": self.captions, "instruction": self.instructions}
+        lost = [line for task in self.tasks for line in sources.missing_files(NOUNS[task], entries[task])]
         return list(dict.fromkeys(lost))
 
-    def prepare(self, tokenizer, encoder=None) -> None:
-        """Give the tokenizer and the frozen encoder; without an encoder captions carry no features.
+    @property
+    def has_images(self) -> bool:
+        """Whether an encoder is needed: there are captions, or instructions about images."""
+        about_images = "instruction" in self.tasks and any(map(sources.has_images, self.instructions))
+        return "caption" in self.tasks or about_images
 
-        ``encoder`` is what :func:`lav2.vision.features.compute_features` takes.
+    def prepare(self, tokenizer, encoder=None, image_tokens: int | None = None, encoder_trains: bool = False) -> None:
+        """Give the tokenizer and the frozen encoder; without an encoder samples carry no features.
+
+        Args:
+            encoder: what :func:`lav2.vision.features.compute_features` takes.
+            image_tokens: the places for an image among the tokens, for a model that reads images as tokens.
+            encoder_trains: samples carry pixels in place of features, which would change from step to step.
         """
         self.tokenizer, self.encoder = tokenizer, encoder
-
-    def prepare_data(self) -> None:
-        """On one process of a node: everything, so that the others find the image features ready."""
-        self.setup()
+        self.image_tokens, self.encoder_trains = image_tokens, encoder_trains
 
     def setup(self, stage: str | None = None) -> None:
         """Read, check, encode and split the data and compute image features, once; print what was found.
+
+        Every process does so; of the image features each computes a share.
 
         Raises:
             UserError: a file is missing or unreadable, too many samples are bad, or a task has none.
@@ -171,54 +165,68 @@ class JointData(LightningDataModule):
             return
         if self.tokenizer is None:
             raise RuntimeError("call prepare(tokenizer, encoder) before setup")
+        self.template = choose_template(self.kind, self.tokenizer)
         for task in self.tasks:
             problems = self.problems[task] = Problems(NOUNS[task], self.on_error, self.max_bad)
-            features = None
             if task == "caption":
                 examples = read_captions([CaptionSource(**source) for source in self.captions], problems)
-                examples, features = self._with_images(examples, problems)
             else:
                 examples = read_instructions(self.instructions, problems)
+            examples, features = self._with_images(examples, problems)
             training, held_out = self._encode(task, examples, features, problems)
             if not len(training):
                 raise UserError(f"no {NOUNS[task]} to train on: {problems.summary() or 'the data files hold none'}")
             self.training[task], self.held_out[task] = training, held_out
-        self.print_summary()
+        rank_zero_only(report.print_summary)(self.summary(), self.problems)
 
-    def _with_images(self, examples: list[Example], problems: Problems) -> tuple[list[Example], FeatureStore | None]:
-        captions = Counter(example.image for example in examples)
+    def _with_images(
+        self, examples: list[Example], problems: Problems
+    ) -> tuple[list[Example], FeatureStore | Pixels | None]:
+        samples = Counter(example.image for example in examples if example.image is not None)
         bad = set()
 
         def on_bad(path: Path, reason: str) -> None:
             bad.add(path)
-            problems.add(reason, str(path), samples=captions[path])
+            problems.add(reason, str(path), samples=samples[path])
 
         features = None
-        if self.encoder is None:
-            check_images(sorted(captions), on_bad)
-        else:
-            features = compute_features(self.encoder, captions, self.cache_dir, on_bad, num_workers=self.num_workers)
+        if samples and (self.encoder is None or self.encoder_trains):
+            check_images(sorted(samples), on_bad)
+            if self.encoder is not None:
+                features = Pixels(self.encoder.preprocess, samples.keys() - bad)
+        elif samples:
+            features = compute_features(
+                self.encoder, samples, self.cache_dir, on_bad, self.feature_dtype, num_workers=self.num_workers
+            )
         return [example for example in examples if example.image not in bad], features
 
-    def _encode(self, task: str, examples: list[Example], features: FeatureStore | None, problems: Problems):
+    def _encode(self, task: str, examples: list[Example], features: FeatureStore | Pixels | None, problems: Problems):
         """The training and the validation samples of one task."""
         kept: list[tuple[Example, Sample]] = []
         for example in track(examples, f"encoding {NOUNS[task]}", disable=rank_zero_only.rank != 0):
-            prompt = self.template.prompt(example.instruction, example.input)
+            segments = self.template.render(example.turns, example.system)
+            has_image = example.image is not None and features is not None
+            prefix = () if self.image_tokens is None else image_prefix(self.tokenizer, self.image_tokens, has_image)
             try:
-                kept.append((example, encode(self.tokenizer, prompt, example.response, self.max_length[task])))
+                kept.append((example, encode(self.tokenizer, segments, self.max_length[task], prefix)))
             except NoRoom as error:
                 problems.add("prompt without room for a response", f"{example.where}: {error}")
+        stop = self.template.stop
+        held = sum(stop in turn.response for example, _ in kept for turn in example.turns) if stop else 0
+        if held and stop not in self.template.control_tokens:
+            problems.warnings.append(f"responses with {stop!r} inside, where generation would end: {held:,}")
         keys = validation_keys((example.key for example, _ in kept), self.validation, self.seed)
 
         def samples(chosen: list[tuple[Example, Sample]]) -> Samples:
-            return Samples([sample for _, sample in chosen], [example.image for example, _ in chosen], features)
+            examples = [example for example, _ in chosen]
+            images, places = [example.image for example in examples], [example.where for example in examples]
+            return Samples([sample for _, sample in chosen], images, features, places)
 
         held_out = [pair for pair in kept if pair[0].key in keys]
         held_out.sort(key=lambda pair: len(pair[1].tokens))  # batches of similar length
         return samples([pair for pair in kept if pair[0].key not in keys]), samples(held_out)
 
-    def train_dataloader(self) -> CombinedLoader:
+    def train_dataloader(self) -> CombinedLoader | TaskCycle:
         """``{task: batch}`` a step. Each process draws its own share; the loaders' positions go into checkpoints."""
         share = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
         loaders = {}
@@ -237,6 +245,8 @@ class JointData(LightningDataModule):
                     f"{task}: {loader.left_over} of {len(self.training[task]):,} samples, other ones every epoch, are "
                     f"left over: {loader.world_size} processes take {loader.batch_size} each"
                 )
+        if self.mode in ("alternate", "ratio"):
+            return TaskCycle(loaders, self.ratio if self.mode == "ratio" else dict.fromkeys(loaders, 1))
         return CombinedLoader(loaders, self.mode)
 
     def val_dataloader(self) -> dict[str, DataLoader]:
@@ -254,33 +264,7 @@ class JointData(LightningDataModule):
         }
 
     def summary(self) -> dict[str, dict]:
-        """For each task: counts of samples, percentiles of tokens a sample, what was truncated, what was skipped."""
-        summary = {}
-        for task in self.tasks:
-            training, held_out = self.training[task], self.held_out[task]
-            lengths = np.concatenate([training.lengths, held_out.lengths])
-            truncated = np.concatenate([training.truncated, held_out.truncated])
-            summary[task] = {
-                "training": len(training),
-                "validation": len(held_out),
-                "tokens": {f"{q}%": int(np.percentile(lengths, q, method="nearest")) for q in (50, 90, 99, 100)},
-                "truncated": int((truncated > 0).sum()),
-                "truncated_tokens": int(truncated.sum()),
-                "skipped": self.problems[task].skipped,
-                "problems": self.problems[task].places,
-            }
-        return summary
-
-    @rank_zero_only
-    def print_summary(self) -> None:
-        """The summary as a table, and a line for each task with bad samples."""
-        table = Table("samples", *self.tasks)
-        for name in ("training", "validation", "skipped", "truncated"):
-            table.add_row(name, *(f"{row[name]:,}" for row in self.summary().values()))
-        tokens = [row["tokens"].values() for row in self.summary().values()]
-        for name, lengths in zip(("median", "90 %", "99 %", "longest"), zip(*tokens, strict=True), strict=True):
-            table.add_row(f"tokens, {name}", *(f"{length:,}" for length in lengths))
-        Console().print(table)
-        for problems in self.problems.values():
-            if problems.skipped:
-                print(problems.summary())
+        """For each task what :func:`lav2.data.report.summarize` says of it."""
+        return {
+            task: report.summarize(self.training[task], self.held_out[task], self.problems[task]) for task in self.tasks
+        }

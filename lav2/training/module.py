@@ -9,6 +9,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from lav2.adapter import AdaptedLlama, owned, owner, trained_groups
+from lav2.adapter.ownership import trains
 from lav2.errors import UserError
 from lav2.llama.loading import check_tensors
 from lav2.tasks import TASKS
@@ -19,7 +20,8 @@ from lav2.training.optimizers import TaskOptim, TaskOptimizers, schedule
 class JointModule(LightningModule):
     """Wraps an adapted LLaMA; every step sees one batch of each task, and each loss moves only its own group.
 
-    Both losses are summed, so a step has one backward pass and every trainable parameter a gradient.
+    Both losses are summed, so a step has one backward pass and every trainable parameter a gradient. Where the data
+    give a step one task alone (``data.mode`` alternate or ratio), the other group's optimizer takes no step.
 
     Args:
         model: the adapted model.
@@ -36,8 +38,8 @@ class JointModule(LightningModule):
         super().__init__()
         self.seed = seed
         self.model = model.train()
-        self.tasks = list(tasks)
-        groups = trained_groups(model, tasks, model.config.ownership)
+        self.tasks, self.ownership = list(tasks), model.config.ownership
+        groups = trained_groups(model, tasks, self.ownership)
         self.optim = {group: optim[group] for group in groups}
         for group in TASKS:
             for parameter in owned(model, group).values():
@@ -49,7 +51,8 @@ class JointModule(LightningModule):
         torch.manual_seed(zlib.crc32(place.encode()))
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
-        losses = {task: response_loss(self.model, batch[task], task) for task in self.tasks}
+        losses = {task: response_loss(self.model, rows, task) for task, rows in batch.items()}
+        self.optimizers(use_pl_optimizer=False).note_trained(trained_groups(self.model, batch, self.ownership))
         for task, loss in losses.items():
             if not torch.isfinite(loss):
                 raise UserError(
@@ -60,10 +63,15 @@ class JointModule(LightningModule):
         return torch.stack(list(losses.values())).sum() + self.untouched(batch)
 
     def untouched(self, batch: dict[str, dict[str, Tensor]]) -> Tensor | float:
-        """0, through the parameters that a step without an image does not reach: DDP waits for all their gradients."""
-        if "caption" not in self.optim or any("features" in batch[task] for task in self.tasks):
-            return 0.0
-        return 0.0 * torch.stack([parameter.sum() for parameter in owned(self.model, "caption").values()]).sum()
+        """0, through the parameters that this step does not reach: DDP waits for the gradients of all.
+
+        A step of one task reaches its groups alone, and one without an image not what sees.
+        """
+        reached = set(trained_groups(self.model, batch, self.ownership))
+        if not any("features" in rows and trains("caption", task, self.ownership) for task, rows in batch.items()):
+            reached.discard("caption")
+        idle = [parameter for group in self.optim.keys() - reached for parameter in owned(self.model, group).values()]
+        return 0.0 * torch.stack([parameter.sum() for parameter in idle]).sum() if idle else 0.0
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
         task = list(self.trainer.val_dataloaders)[dataloader_idx]

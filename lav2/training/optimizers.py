@@ -5,7 +5,7 @@ want their own classes, learning rates, decays, schedules and clipping. :class:`
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,7 @@ class TaskOptimizers(Optimizer):
 
     def __init__(self, optimizers: Mapping[str, Optimizer]):
         self.optimizers = dict(optimizers)
+        self.trained: set[str] | None = None  # the groups trained since the last step; None is all
         super().__init__([group for optimizer in self.optimizers.values() for group in optimizer.param_groups], {})
         self._share()
 
@@ -106,9 +107,15 @@ class TaskOptimizers(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for optimizer in self.optimizers.values():
-            optimizer.step()
+        for group, optimizer in self.optimizers.items():
+            if self.trained is None or group in self.trained:
+                optimizer.step()  # of an idle group it would move parameters even so, by their momentum and decay
+        self.trained = None
         return loss
+
+    def note_trained(self, groups: Iterable[str]) -> None:
+        """Let the next step be of these groups, and those noted before, alone."""
+        self.trained = (self.trained or set()) | set(groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

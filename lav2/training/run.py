@@ -26,11 +26,12 @@ from lav2.config import (
     problems,
     tokenizer_path,
 )
-from lav2.data.sources import CAPTION_PROMPT
+from lav2.data.captions import CAPTION_PROMPT
+from lav2.data.report import print_examples
 from lav2.errors import UserError
 from lav2.llama import Llama, load_llama, load_tokenizer
 from lav2.tasks import TASKS
-from lav2.training.callbacks import AdapterFolder, Gates
+from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.module import JointModule
 from lav2.vision import VisionEncoder, feature_width
 
@@ -43,7 +44,8 @@ FREE = ("data.num_workers", "data.cache_dir", "trainer.log_every_n_steps", "trai
 def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """Train as ``cfg`` says and leave in ``folder`` what a run folder holds (README, "A run folder").
 
-    Without base weights (``llama.path`` is null) only the parameter table is made.
+    Without base weights (``llama.path`` is null) only the parameter table is made, with ``data_report`` only the
+    report on the data is printed.
 
     Returns:
         The last value of every logged metric.
@@ -53,6 +55,9 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """
     if found := problems(cfg):
         raise UserError(found[0] if len(found) == 1 else f"{len(found)} problems:\n  " + "\n  ".join(found))
+    if cfg.data_report:
+        report_data(cfg)
+        return {}
     checkpoint = resumed_checkpoint(cfg, folder) if cfg.resume else None
     folder.mkdir(parents=True, exist_ok=True)
     check_space(bare_model(cfg), folder)
@@ -65,7 +70,9 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         return {}
 
     seed_everything(cfg.seed, verbose=False)
-    encoder = VisionEncoder(**cfg.vision) if "caption" in cfg.tasks else None
+    data = build_data(cfg)
+    adapter = adapter_config(cfg)
+    encoder = VisionEncoder(**cfg.vision) if data.has_images and adapter.sees else None
     trainer = build_trainer(
         cfg,
         default_root_dir=folder,
@@ -79,15 +86,20 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             ),
             AdapterFolder(folder / "adapter", description(cfg, encoder)),
             Gates(),
+            DataProblems(folder / "data_problems.json"),
             TQDMProgressBar(refresh_rate=cfg.callbacks.progress_every, leave=True),
         ],
     )
-    data = build_data(cfg)
-    data.prepare(load_tokenizer(tokenizer_path(cfg)), encoder and encoder.to(trainer.strategy.root_device))
+    data.prepare(
+        load_tokenizer(tokenizer_path(cfg)),
+        encoder and encoder.to(trainer.strategy.root_device),
+        image_tokens=adapter.visual_length if adapter.fusion == "tokens" else None,
+        encoder_trains=adapter.mixture.vision_blocks > 0,
+    )
 
     torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
     llama = load_llama(cfg.llama.path, DTYPES[cfg.llama.dtype])
-    model = AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name, cfg.vision.projected), encoder)
+    model = AdaptedLlama(llama, adapter, feature_width(cfg.vision.name, cfg.vision.projected), encoder)
     if trainer.is_global_zero:
         write_parameters(model, folder)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -99,6 +111,14 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # else the next run of a sweep would write into this one
     return {name: float(value) for name, value in trainer.logged_metrics.items()}
+
+
+def report_data(cfg: DictConfig) -> None:
+    """Print what the data hold and samples as the model sees them; reads the tokenizer and the data, and no weights."""
+    data = build_data(cfg)
+    data.prepare(load_tokenizer(tokenizer_path(cfg)))
+    data.setup()
+    print_examples(data.training, data.tokenizer, data.template)
 
 
 def bare_model(cfg: DictConfig) -> AdaptedLlama:

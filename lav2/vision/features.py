@@ -1,46 +1,36 @@
-"""Features of the frozen encoder, computed once for a training run and read from disk ever after."""
+"""Features of the frozen encoder, computed once for every image and read from disk ever after."""
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
-from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from lav2.data.sources import image_fault, load_image
-from lav2.errors import UserError
+from lav2.data.images import load_image
+from lav2.vision.contents import content_hashes
+from lav2.vision.filling import fill, parameter
+from lav2.vision.shards import ShardReader, Shards
 
-ARRAY, INDEX = "features.npy", "index.json"
+FEATURE_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 class FeatureStore:
-    """Features by image path, memory-mapped: ``store[path]`` is a float16 tensor (tokens, width).
+    """Features by image path, memory-mapped: ``store[path]`` is a tensor (tokens, width).
 
-    Every process maps the file by itself when it first reads, so a store can be sent to worker processes.
+    Every process maps the files by itself when it first reads, so a store can be sent to worker processes.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.rows: dict[str, int] = json.loads((folder / INDEX).read_text())["rows"]
-        self._array = None
-
-    @property
-    def array(self) -> np.ndarray:
-        """All features, float16 (images, tokens, width), read-only."""
-        if self._array is None:
-            self._array = np.load(self.folder / ARRAY, mmap_mode="r", allow_pickle=False)
-        return self._array
+    def __init__(self, shards: Shards, contents: dict[Path, str]):
+        self.folder = shards.folder
+        self.rows = {
+            str(path): (content, *shards.rows[content]) for path, content in contents.items() if content in shards.rows
+        }
+        self.reader = ShardReader(shards.folder)
 
     def __getitem__(self, path: Path) -> Tensor:
-        return torch.from_numpy(np.array(self.array[self.rows[str(path)]]))
+        return self.reader.read(*self.rows[str(path)])
 
     def __contains__(self, path: Path) -> bool:
         return str(path) in self.rows
@@ -48,8 +38,30 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_array": None}
+
+class Pixels:
+    """Preprocessed images by path, decoded whenever they are read: for an encoder that trains along.
+
+    ``pixels[path]`` is what the encoder reads, (3, height, width); in the place of a :class:`FeatureStore`.
+
+    Args:
+        preprocess: PIL image → (3, height, width), such as ``VisionEncoder.preprocess``.
+        paths: images that :func:`lav2.data.images.check_images` found whole.
+    """
+
+    def __init__(self, preprocess: Callable, paths: Iterable[Path]):
+        self.preprocess, self.paths = preprocess, {str(path) for path in paths}
+
+    def __getitem__(self, path: Path) -> Tensor:
+        if path not in self:
+            raise KeyError(path)
+        return self.preprocess(load_image(path))
+
+    def __contains__(self, path: Path) -> bool:
+        return str(path) in self.paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
 
 def compute_features(
@@ -57,100 +69,46 @@ def compute_features(
     paths: Iterable[Path],
     cache_dir: str | Path,
     on_bad: Callable[[Path, str], None],
+    dtype: str = "float16",
     batch_size: int = 32,
     num_workers: int = 0,
 ) -> FeatureStore:
-    """The encoder's features of every image, from the cache or computed now.
+    """The encoder's features of every image, from the store or computed now.
 
-    A cache is a folder under ``cache_dir`` named by a hash of ``encoder.fingerprint`` and every image's path, size and
-    modification time, so a changed image or another encoder never meets stale features. It is written under another
-    name and renamed when complete: what is there is whole. Images that cannot be decoded are named to
-    ``on_bad(path, reason)``, each time, and have no features; this is the one pass that checks all images.
+    The store is a folder under ``cache_dir`` for each encoder (``encoder.fingerprint``, the data type it computes in,
+    and ``dtype``), and in it the features are found by what the image files hold (:mod:`lav2.vision.contents`): a
+    changed image or another encoder never meets stale features, and data sets that share images share their features.
+    Several processes may fill a store at once, the ranks of a run as well as different runs: each computes what no
+    other is at, and returns when all is there. A process that was killed loses what it had not written, ``SHARD_BYTES``
+    at most for each file it was at; the next one goes on from there (:mod:`lav2.vision.shards`).
+
+    Images that cannot be decoded are named to ``on_bad(path, reason)`` and have no features; this is the one pass that
+    checks all images. Those already in the store, whole or broken, are not decoded again.
 
     Args:
         encoder: has ``fingerprint`` (str), ``preprocess`` (PIL image → tensor (3, height, width)), ``num_tokens``,
             ``width``; called with images (batch, 3, height, width) it gives (batch, tokens, width). It runs where its
             parameters are.
+        dtype: of the features on disk. ``float16`` rounds by 2^-11 of a value at most (and by 2^-25 below 2^-14) and
+            holds values up to 65504; it keeps three more bits than bfloat16, which needs the same space. ``float32``
+            keeps what a float32 encoder computes, in twice the space.
         num_workers: processes that decode and preprocess.
 
     Raises:
-        UserError: the disk has no room for the features, or they do not fit into float16.
+        UserError: the disk has no room for the features, they do not fit into ``dtype``, or an image changed meanwhile.
     """
-    stamps: list[tuple[str, int, int]] = []
-    missing = []
-    for path in sorted(set(paths)):
-        try:
-            status = os.stat(path)
-            stamps.append((str(path), status.st_size, status.st_mtime_ns))
-        except FileNotFoundError:
-            missing.append(path)
-    for path in missing:
-        on_bad(path, "missing image")
+    contents = content_hashes(paths, Path(cache_dir) / "images.json", on_bad)
+    images = {content: path for path, content in contents.items()}
+    kind = [encoder.fingerprint, str(parameter(encoder).dtype), encoder.num_tokens, encoder.width, dtype]
+    shards = Shards(Path(cache_dir) / sha256(json.dumps(kind).encode()).hexdigest()[:16])
+    named: set[Path] = set()
 
-    key = hashlib.sha256(json.dumps([encoder.fingerprint, stamps]).encode()).hexdigest()[:16]
-    folder = Path(cache_dir) / key
-    if not (folder / INDEX).is_file():
-        _write(encoder, [path for path, _, _ in stamps], folder, on_bad, batch_size, num_workers)
-    else:
-        for path, reason in json.loads((folder / INDEX).read_text())["bad"].items():
-            on_bad(Path(path), reason)
-    return FeatureStore(folder)
+    def name_broken() -> None:
+        for path, content in contents.items():
+            if content in shards.broken and path not in named:
+                named.add(path)
+                on_bad(path, "broken image")
 
-
-@torch.no_grad()
-def _write(encoder, paths: list[str], folder: Path, on_bad: Callable, batch_size: int, num_workers: int) -> None:
-    shape = len(paths), encoder.num_tokens, encoder.width
-    size = 2 * int(np.prod(shape, dtype=np.int64))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    print(f"computing features of {shape[0]:,} images: {shape[1]} x {shape[2]} each, {size / 1e6:,.1f} MB in {folder}")
-    if size > (free := shutil.disk_usage(folder.parent).free):
-        raise UserError(
-            f"the image features need {size / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB free: "
-            "set cache_dir to a larger disk, or train on fewer images"
-        )
-    parameter = next(encoder.parameters(), torch.empty(0))
-    rows: dict[str, int] = {}
-    bad: dict[str, str] = {}
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        array = np.lib.format.open_memmap(temporary / ARRAY, mode="w+", dtype=np.float16, shape=shape)
-        loader = DataLoader(
-            paths,
-            batch_size=batch_size,
-            collate_fn=partial(_decode, encoder.preprocess),
-            num_workers=num_workers,
-            generator=torch.Generator(),  # else the loader draws from the global one
-        )
-        for images, faults in track(loader, "image features"):
-            for path, reason in faults.items():
-                on_bad(Path(path), reason)
-            bad |= faults
-            if images:
-                batch = torch.stack(list(images.values())).to(parameter.device, parameter.dtype)
-                features = encoder(batch).to(torch.float16).cpu().numpy()
-                if not np.isfinite(features).all():
-                    raise UserError(f"the encoder's features of {next(iter(images))} or near do not fit into float16")
-                start = len(rows)
-                array[start : start + len(features)] = features
-                rows |= {path: start + offset for offset, path in enumerate(images)}
-        array.flush()
-        del array
-        (temporary / INDEX).write_text(json.dumps({"encoder": encoder.fingerprint, "rows": rows, "bad": bad}))
-        try:
-            temporary.rename(folder)
-        except OSError:  # another process was faster
-            if not (folder / INDEX).is_file():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _decode(preprocess: Callable, paths: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Preprocessed images by path, and the reasons by path of those that cannot be decoded."""
-    images, faults = {}, {}
-    for path in paths:
-        try:
-            images[path] = preprocess(load_image(Path(path)))
-        except OSError as error:
-            faults[path] = image_fault(error)
-    return images, faults
+    name_broken()
+    fill(shards, images, encoder, FEATURE_DTYPES[dtype], name_broken, batch_size, num_workers)
+    return FeatureStore(shards, contents)

@@ -14,6 +14,8 @@ from lav2.errors import UserError
 from lav2.llama.tokenizer import Tokenizer
 from lav2.training.data import JointData
 
+SCIENCE = {"format": "scienceqa", "folder": "f", "split": "train"}
+
 
 class Encoder(torch.nn.Module):
     """One token of width 3: the mean colour."""
@@ -39,7 +41,7 @@ class Recorder(lightning.LightningModule):
         if self.stop_after is not None and len(self.seen) == self.stop_after:
             raise KeyboardInterrupt  # Lightning ends the process: the run is killed
         self.seen.append({task: content["tokens"].tolist() for task, content in batch.items()})
-        return self.weight * batch["instruction"]["lengths"].sum()
+        return self.weight * sum(content["lengths"].sum() for content in batch.values())
 
     def validation_step(self, batch, batch_index, dataloader_idx=0):
         self.validated.append((dataloader_idx, batch["tokens"].tolist()))
@@ -92,6 +94,27 @@ def test_killed_at_any_step_and_resumed_sees_what_an_uninterrupted_run_sees(data
             second, data(num_workers=num_workers), ckpt_path=checkpoint, weights_only=True
         )
         assert first.seen + second.seen == whole, position
+
+
+@pytest.mark.parametrize(
+    ("mode", "ratio", "steps"), [("alternate", None, 30), ("ratio", {"caption": 2, "instruction": 1}, 30)]
+)
+def test_one_task_a_step_killed_and_resumed(data, tmp_path, mode, ratio, steps):
+    options = {"mode": mode} | ({"ratio": ratio} if ratio else {})
+    whole = fit(data(**options), tmp_path, limit_val_batches=0, max_epochs=2).seen
+    assert len(whole) == 2 * steps and all(len(step) == 1 for step in whole)  # of 15 and 10 batches
+    assert [*whole[0], *whole[1], *whole[2]] == (["caption", "instruction", "caption"])
+    saving = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path / "saved", every_n_train_steps=1, save_top_k=-1)
+    first, second = Recorder(stop_after=steps + 5), Recorder()
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, limit_val_batches=0, max_epochs=2, enable_checkpointing=True, callbacks=[saving]).fit(
+            first, data(**options)
+        )
+    (checkpoint,) = (tmp_path / "saved").glob(f"*step={steps + 5}.ckpt")
+    trainer(tmp_path, limit_val_batches=0, max_epochs=2).fit(
+        second, data(**options), ckpt_path=checkpoint, weights_only=True
+    )
+    assert first.seen + second.seen == whole
 
 
 def test_instructions_come_in_the_same_order_with_and_without_captions(data, tmp_path):
@@ -230,6 +253,19 @@ def test_all_faults_of_the_arguments_are_told_at_once():
         ({"max_length": 128}, "max_length.caption is None"),
         ({"validation": "half"}, "validation is 'half'"),
         ({"instructions": "file.json"}, "instructions is 'file.json'; give a list"),
+        ({"instructions": [5]}, "an instructions entry is 5"),
+        ({"instructions": [{"path": "a", "format": "vicuna"}]}, "the format 'vicuna'; choose one of alpaca, sharegpt"),
+        (
+            {"instructions": [{"path": "a", "format": "llava"}]},
+            r"of format llava has \['path'\]; it takes path, images",
+        ),
+        ({"captions": [{"annotations": "a", "images": "b", "splits": ["val"]}]}, "of format coco has .*'splits'"),
+        ({"captions": [{"annotations": "a", "images": "b", "format": "karpathy", "splits": "val"}]}, "splits 'val'"),
+        ({"instructions": [SCIENCE | {"prompt_format": "QCM-LE"}]}, "prompt_format 'QCM-LE'; choose QCM-A or QCM-ALE"),
+        ({"instructions": [SCIENCE | {"images": "photos"}]}, "images 'photos'; for ScienceQA that is true or false"),
+        ({"template": "long"}, "template is 'long'; choose one of alpaca, .* family"),
+        ({"mode": "ratio", "ratio": {"caption": 1}}, "ratio.instruction is None"),
+        ({"mode": "ratio", "ratio": {"caption": 0.5, "instruction": 1}}, "ratio.caption is 0.5"),
         ({"captions": ["file.json"]}, "a captions entry is 'file.json'"),
         ({"captions": [{"annotations": "a", "images": "b", "prompt": None}]}, "the prompt None"),
     ],
@@ -250,6 +286,74 @@ def test_missing_files_are_named_once_and_unset_ones_by_what_sets_them(world, tm
         "instructions: a path is not set (paths.instructions)",
         f"no file {tmp_path / 'a.json'}",
     ]
+
+
+def test_missing_files_of_other_formats(world, tmp_path):
+    given = [
+        {"format": "sharegpt", "path": None},
+        {"format": "llava", "path": str(tmp_path / "lost.json"), "images": str(tmp_path / "lost")},
+        {"format": "scienceqa", "folder": str(tmp_path / "sqa"), "split": "train", "images": False},
+    ]
+    assert JointData(**world | {"instructions": given}).missing_files() == [
+        "instructions: a path is not set (paths.instructions)",
+        f"no file {tmp_path / 'lost.json'}",
+        f"no image folder {tmp_path / 'lost'}",
+        f"no folder {tmp_path / 'sqa'}",
+    ]
+
+
+def test_instructions_with_and_without_images(data, tmp_path):
+    """One of the images is broken; without captions the images of instructions are encoded as well."""
+    said = [{"from": "human", "value": "What is it?\n<image>"}, {"from": "gpt", "value": "A red star."}]
+    entries = [{"id": n, "image": f"{n:02}.png", "conversations": said} for n in range(20)]
+    (tmp_path / "llava.json").write_text(json.dumps(entries))
+    (tmp_path / "images" / "04.png").write_text("not found")
+    llava = {"format": "llava", "path": str(tmp_path / "llava.json"), "images": str(tmp_path / "images")}
+    alpaca = str(tmp_path / "instructions.json")
+    built = data(tasks=["instruction"], instructions=[alpaca, llava])
+    assert JointData(instructions=[SCIENCE], tasks=["instruction"]).has_images
+    assert not JointData(instructions=[SCIENCE | {"images": False}], tasks=["instruction"]).has_images
+    assert built.has_images and not JointData(instructions=[alpaca], tasks=["instruction"]).has_images
+    built.setup()
+    assert built.problems["instruction"].places == {"broken image": [str(tmp_path / "images" / "04.png")]}
+    assert built.problems["instruction"].total == 61
+    seen = {True: 0, False: 0}
+    for batch in built.train_dataloader().flattened[0]:
+        has_image = batch.get("has_image", torch.full((len(batch["tokens"]),), "features" in batch))
+        for row in range(len(has_image)):
+            seen[bool(has_image[row])] += 1
+            # the encoder's feature is the colour: the number of the image tells it
+            assert not has_image[row] or batch["features"][row, 0, 0] % 10 == 0
+            assert has_image[row] or "features" not in batch or batch["features"][row].sum() == 0
+    lengths = len(built.training["instruction"]), len(built.held_out["instruction"])
+    assert sum(lengths) == 60 and 40 - lengths[1] <= seen[False] <= 41 and sum(seen.values()) == lengths[0]
+
+
+def test_a_held_out_image_is_held_out_of_captions_and_instructions(data, tmp_path):
+    said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A red star."}]
+    entries = [{"image": f"{n:02}.png", "conversations": said} for n in range(20)]
+    (tmp_path / "llava.json").write_text(json.dumps(entries))
+    llava = {"format": "llava", "path": str(tmp_path / "llava.json"), "images": str(tmp_path / "images")}
+    built = data(instructions=[llava], validation=0.3)
+    built.setup()
+    caption, instruction = (set(built.held_out[task].images) for task in ("caption", "instruction"))
+    assert caption == instruction and 0 < len(caption) < 20
+
+
+def test_family_is_chosen_by_the_tokenizer(data):
+    built = data(template="family", max_length={"caption": 512, "instruction": 512})
+    built.setup()
+    assert built.template.kind == "vicuna"
+    sample = built.training["instruction"][0]
+    assert built.tokenizer.decode(sample.tokens.tolist()).endswith("###")
+
+
+def test_what_ends_an_answer_too_early_is_told(data, tmp_path, capsys):
+    entries = json.loads((tmp_path / "instructions.json").read_text())
+    entries[7]["output"] = "### A heading"
+    (tmp_path / "instructions.json").write_text(json.dumps(entries))
+    data(template="vicuna", max_length={"caption": 512, "instruction": 512}).setup()
+    assert "responses with '###' inside, where generation would end: 1" in capsys.readouterr().out
 
 
 def test_validation_moves_no_global_random_state(data):

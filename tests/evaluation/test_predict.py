@@ -34,15 +34,16 @@ def pictures(heldout: Path) -> list[Path]:
     return sorted((heldout / "images").iterdir())
 
 
+@pytest.mark.parametrize("more", [{}, {"num_beams": 3}, {"temperature": 0.8, "top_p": 0.9}], ids=str)
 @pytest.mark.parametrize("size", [1, 3, 32])
-def test_answers_are_the_same_whatever_the_batch_size(predictor, assistant, heldout, size):
-    """Beams aside, in float32 to the token; against the model asked one by one."""
+def test_answers_are_the_same_whatever_the_batch_size(predictor, assistant, heldout, size, more):
+    """In float32 to the token: greedy, by beams and drawn; against the model asked one by one."""
     images = [*pictures(heldout)[:4], None]
     inputs = ["", "", "A red star is above a blue circle.", "", "The small square is green."]
-    answers = predictor().generate(QUESTIONS, images, inputs, max_new_tokens=20, batch_size=size)
+    answers = predictor().generate(QUESTIONS, images, inputs, max_new_tokens=20, batch_size=size, **more)
     alone = [
-        assistant.generate([question], [image], [input], max_new_tokens=20)[0]
-        for question, image, input in zip(QUESTIONS, images, inputs, strict=True)
+        assistant.generate([question], [image], [input], max_new_tokens=20, rows=[row], **more)[0]
+        for row, (question, image, input) in enumerate(zip(QUESTIONS, images, inputs, strict=True))
     ]
     assert answers == alone and len(set(answers)) > 2
 
@@ -85,7 +86,10 @@ def test_a_killed_evaluation_goes_on(run_folder, heldout, tmp_path, calls):
     assert evaluate(caption(run_folder, heldout, *settings)) == scores
 
 
-def test_an_evaluation_that_failed_goes_on(predictor, heldout, assistant, monkeypatch):
+@pytest.mark.parametrize("more", [{"temperature": 1.0}, {"num_beams": 3}], ids=str)
+def test_an_evaluation_that_failed_goes_on(predictor, heldout, assistant, monkeypatch, more):
+    """With the answers of one that was never stopped: drawn ones and beams too."""
+    settings = {"max_new_tokens": 8, **more}
     images, prompts = pictures(heldout), ["Describe the picture."] * 12
     generate, asked = type(assistant).generate, []
 
@@ -97,11 +101,11 @@ def test_an_evaluation_that_failed_goes_on(predictor, heldout, assistant, monkey
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(type(assistant), "generate", failing)
-        predictor().generate(prompts, images, batch_size=5, max_new_tokens=8, temperature=1.0)
+        predictor().generate(prompts, images, batch_size=5, **settings)
     assert len(predictor().journal.values) == 10
-    resumed = predictor().generate(prompts, images, batch_size=5, max_new_tokens=8, temperature=1.0)
-    # sampled answers too: the batches are those of a run that was never stopped
-    assert resumed == predictor("anew").generate(prompts, images, batch_size=5, max_new_tokens=8, temperature=1.0)
+    resumed = predictor().generate(prompts, images, batch_size=4, **settings)
+    assert resumed == predictor("anew").generate(prompts, images, batch_size=5, **settings)
+    assert len(set(resumed)) > 6
 
 
 def test_a_finished_evaluation_reads_no_weights(run_folder, heldout, calls, monkeypatch):
@@ -117,7 +121,7 @@ def test_a_finished_evaluation_reads_no_weights(run_folder, heldout, calls, monk
     evaluate(caption(run_folder, heldout, "eval.generation.max_new_tokens=5"))
     assert loaded and calls == [12, 12]
     os.utime(pictures(heldout)[0], (1, 1))
-    evaluate(caption(run_folder, heldout, tokens, "eval.generation.batch_size=1"))
+    evaluate(caption(run_folder, heldout, tokens))
     assert calls == [12, 12, 1]
     weights = run_folder / "adapter" / "adapter_config.json"
     weights.write_text(weights.read_text() + "\n")
@@ -163,7 +167,7 @@ def test_the_model_is_loaded_late(tmp_path):
     [
         (["eval=coco_caption"], "paths.annotations is None, paths.images is None"),
         (["eval=coco_caption", "eval.format=voc"], "eval.format is 'voc'"),
-        (["eval=coco_caption", "+eval.generation.max_tokens=3"], "no setting 'max_tokens'"),
+        (["eval=coco_caption", "+eval.generation.max_tokens=3"], "eval.generation.max_tokens is no generation setting"),
         (["eval=instructions", "eval.generation.batch_size=0"], "batch_size is 0"),
         (["eval=scienceqa"], "paths.scienceqa is None"),
         (["eval=mme", "paths.mme=/no/where"], "paths.mme is /no/where"),
@@ -180,5 +184,7 @@ def test_mistakes_show_before_weights_are_read(run_folder, monkeypatch, argument
 
 
 def test_all_mistakes_in_one_message(tmp_path):
-    with pytest.raises(UserError, match=r"paths.one is None, paths.two is /gone: .*; .*'beams'.*; .*batch_size is 1.5"):
+    with pytest.raises(
+        UserError, match=r"paths.one is None, paths.two is /gone: .*; .*beams is no.*; .*batch_size is 1.5"
+    ):
         check({"beams": 3, "batch_size": 1.5}, one=None, two="/gone", three=tmp_path)

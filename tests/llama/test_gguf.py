@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lav2.errors import UserError
-from lav2.llama import Llama, load_llama
+from lav2.llama import Llama, RopeScaling, load_llama
 from lav2.llama.gguf import GgufCheckpoint
 from tests.llama.gguf_files import SHAPE, write_gguf
 
@@ -77,6 +77,31 @@ def test_logits_equal_transformers(tmp_path, stored_as, changes):
     assert (ours(tokens) - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_the_rule_of_llama_3_1_is_recognised(tmp_path, factor):
+    """llama.cpp's converter stores by how much transformers slows each frequency."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers (Python 3.11+)")
+    model = random_llama(rope_theta=500000.0)
+    rope = {"rope_theta": 500000.0, "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"rope_type": "llama3", "original_max_position_embeddings": 8192}
+    theirs = transformers.LlamaConfig(
+        hidden_size=64, num_attention_heads=4, max_position_embeddings=131072, rope_parameters=rope
+    )
+    slowed = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](theirs, "cpu")[0]
+    factors = 500000.0 ** -(torch.arange(0, 16, 2) / 16) / slowed
+    path = write_gguf(tmp_path / "model.gguf", model, tensors={"rope_freqs.weight": factors.numpy()})
+    assert load_llama(path).config.rope_scaling == RopeScaling(factor, 1.0, 4.0, 8192)
+
+
+def test_linear_scaling(stored):
+    def scaling(**settings):
+        settings = {f"llama.rope.scaling.{key}": value for key, value in settings.items()}
+        return GgufCheckpoint(stored(settings=settings)).config.rope_scaling
+
+    assert scaling(type="linear", factor=4.0) == scaling(factor=4.0) == RopeScaling(4.0)
+    assert scaling(type="none", factor=4.0) is scaling(type="linear", factor=1.0) is None
+
+
 def test_a_file_in_another_dtype(stored):
     path = stored(stored_as="Q8_0")
     for name, parameter in load_llama(path, torch.bfloat16).named_parameters():
@@ -95,8 +120,7 @@ REFUSED = {
     "experts": ({"settings": {"llama.expert_count": 8}}, "llama.expert_count is 8; only 0"),
     "head size": ({"settings": {"llama.rope.dimension_count": 8}}, "llama.rope.dimension_count is 8; only 16"),
     "scaling": ({"settings": {"llama.rope.scaling.type": "yarn"}}, "llama.rope.scaling.type is 'yarn'"),
-    "factor": ({"settings": {"llama.rope.scaling.factor": 4.0}}, "llama.rope.scaling.factor is 4.0"),
-    "factors": ({"tensors": {"rope_freqs.weight": np.ones(8, np.float32)}}, "scales its rotary positions"),
+    "factors": ({"tensors": {"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)}}, "are not those of LLaMA 3.1's"),
     "setting": ({"settings": {"llama.block_count": None}}, "lacks llama.block_count;"),
     "per layer": ({"settings": {"llama.attention.head_count_kv": [2, 4]}}, r"num_kv_heads is \[2, 4\]; expected one"),
     "embeddings": ({"tensors": {"token_embd.weight": None}}, "lacks token_embd.weight;"),

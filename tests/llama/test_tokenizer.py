@@ -120,6 +120,7 @@ ENDS = [
     ({"eos_token": CONTROL[2], "pad_token": CONTROL[3]}, {"eos_token_id": [1, 2, 3]}, {}, (2, 2, (2, 1, 3), 3, False)),
     ({"eos_token": None}, {"bos_token_id": 0, "eos_token_id": [1, 2]}, {"eos_token_id": 3}, (0, 1, (1, 2), 1, False)),
     ({}, {}, {"bos_token_id": 0, "eos_token_id": 3}, (0, 3, (3,), 3, False)),
+    ({"add_bos_token": True}, {}, {"eos_token_id": 3}, (3, 3, (3,), 3, False)),
 ]
 
 

@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(run, config):
 def test_a_run_folder_holds_what_the_readme_says(run):
     folder = run("run")
     content = {path.name for path in folder.iterdir()}
-    assert content == {"config.yaml", "metrics.csv", "checkpoints", "adapter", "parameters.json"}
+    assert content == {"config.yaml", "metrics.csv", "checkpoints", "adapter", "parameters.json", "data_problems.json"}
     summary = json.loads((folder / "parameters.json").read_text())
     stored = sum(tensor.numel() for tensor in adapter(folder).values())
     assert summary["trainable"] == stored == sum(p["count"] for p in summary["parts"] if p["owner"] != "frozen")
