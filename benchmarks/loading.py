@@ -1,9 +1,9 @@
 """How long it takes to load a base model, and how much memory, beside transformers' ``from_pretrained``.
 
 A random LLaMA is written as sharded bfloat16 safetensors and loaded in turn by both, each time in a fresh process. The
-clock stops when every weight has been used once, since transformers leaves weights in the mapped file until then; the
-file is in the page cache by then, so that the disk plays no part. Memory is the peak of the resident set above what it
-was after the imports.
+clock stops when every weight has been used once: where no cast is needed, transformers leaves the weights in the mapped
+file until then and for good, while lav2 copies and checks them. The file is in the page cache, so the disk plays no
+part. Memory is the peak of the resident set above what it was after the imports.
 
     python -m benchmarks.loading [--hidden-size 2048] [--layers 10] [--rounds 3] [--json results.json]
 """
@@ -59,32 +59,34 @@ def write_model(folder: str, hidden_size: int, layers: int) -> dict:
     return {"bytes": size}
 
 
-def lav2_loader() -> Callable[[str], object]:
-    import torch
-
+def lav2_loader() -> Callable:
     from lav2.llama import load_llama
 
-    return lambda folder: load_llama(folder, torch.bfloat16)
+    return load_llama
 
 
-def transformers_loader() -> Callable[[str], object]:
-    import torch
+def transformers_loader() -> Callable:
     from transformers import LlamaForCausalLM
 
-    return lambda folder: LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    return lambda folder, dtype: LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 LOADERS = {"lav2": lav2_loader, "transformers": transformers_loader}
+DTYPES = ("bfloat16", "float32")  # as the file has it, and cast
 
 
-def measure(name: str, folder: str) -> dict:
-    """Load the model in ``folder`` once, in this process: seconds and bytes."""
+def measure(name: str, folder: str, dtype: str) -> dict:
+    """Load the model in ``folder`` once, in this process: seconds, and the peak as a multiple of the loaded model."""
+    import torch
+
     load = LOADERS[name]()
     before = peak_memory()
     start = time.perf_counter()
-    for parameter in load(folder).parameters():
+    parameters = list(load(folder, getattr(torch, dtype)).parameters())
+    for parameter in parameters:
         parameter.sum()
-    return {"seconds": time.perf_counter() - start, "bytes": peak_memory() - before}
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak": (peak_memory() - before) / sum(parameter.nbytes for parameter in parameters)}
 
 
 def peak_memory() -> int:
@@ -100,23 +102,17 @@ def in_fresh_process(call: str, *arguments: object) -> dict:
 
 
 def run(hidden_size: int, layers: int, rounds: int) -> dict:
-    """The medians of ``rounds`` interleaved rounds: ``{"model_bytes": …, "lav2": {"seconds", "peak"}, …}``.
-
-    ``peak`` is a multiple of the model's size.
-    """
+    """Medians of interleaved rounds: ``{"file_bytes": …, "bfloat16": {"lav2": {"seconds": …, "peak": …}, …}, …}``."""
+    runs: dict[tuple[str, str], list[dict]] = {(dtype, name): [] for dtype in DTYPES for name in LOADERS}
     with tempfile.TemporaryDirectory() as folder:
         size = in_fresh_process("write_model", folder, hidden_size, layers)["bytes"]
-        found: dict[str, list[dict]] = {name: [] for name in LOADERS}
         for _ in range(rounds):
-            for name, measured in found.items():
-                measured.append(in_fresh_process("measure", name, folder))
-    return {"model_bytes": size} | {
-        name: {
-            "seconds": statistics.median(one["seconds"] for one in measured),
-            "peak": statistics.median(one["bytes"] for one in measured) / size,
-        }
-        for name, measured in found.items()
-    }
+            for (dtype, name), measured in runs.items():
+                measured.append(in_fresh_process("measure", name, folder, dtype))
+    results: dict = {"file_bytes": size} | {dtype: {} for dtype in DTYPES}
+    for (dtype, name), measured in runs.items():
+        results[dtype][name] = {kind: statistics.median(one[kind] for one in measured) for kind in measured[0]}
+    return results
 
 
 def main() -> None:
@@ -127,11 +123,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the results")
     options = parser.parse_args()
     results = run(options.hidden_size, options.layers, options.rounds)
-    table = Table("", "seconds", "peak memory / model", "seconds / transformers'")
-    for name in LOADERS:
-        seconds, peak = results[name]["seconds"], results[name]["peak"]
-        table.add_row(name, f"{seconds:.2f}", f"{peak:.2f}", f"{seconds / results['transformers']['seconds']:.2f}")
-    Console().print(f"a LLaMA of {results['model_bytes'] / 1e9:.2f} GB in bfloat16, {options.rounds} rounds")
+    table = Table("loaded as", "by", "seconds", "seconds / transformers'", "peak memory / model")
+    for dtype in DTYPES:
+        peer = results[dtype]["transformers"]["seconds"]
+        for name, found in results[dtype].items():
+            seconds = found["seconds"]
+            table.add_row(dtype, name, f"{seconds:.2f}", f"{seconds / peer:.2f}", f"{found['peak']:.2f}")
+    Console().print(f"a LLaMA of {results['file_bytes'] / 1e9:.2f} GB in bfloat16, median of {options.rounds} rounds")
     Console().print(table)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
