@@ -63,6 +63,8 @@ class Signs:
         folder = Path(self.folder).absolute()
         scenes = read_scenes(folder)
         asked = ask(scenes, self.question_count, self.seed, ("sign",))
+        if len(asked) < 2:
+            raise UserError(f"{folder} has {len(asked)} pictures with a sign to ask about; draw more held-out scenes")
         images = {question.name: folder / "images" / question.name for question in asked}
         other = shuffled(list(images), self.seed)
         context = self.consult(predictor, asked, images)

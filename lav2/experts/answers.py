@@ -34,9 +34,12 @@ class ReadyAnswers:
         for number, line in enumerate(read_lines(file), start=1):
             try:
                 entry = json.loads(line)
-                self.texts[PurePath(entry["image"]).name] = as_text(entry[field])
+                image, text = PurePath(entry["image"]).name, as_text(entry[field])
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{file}, entry {number}: expected an object with 'image' and {field!r}") from None
+            if image in self.texts:
+                raise UserError(f"{file}, entry {number}: {image} has an answer already; names must differ")
+            self.texts[image] = text
 
     def __call__(self, image: Image.Image) -> str:
         filename = PurePath(getattr(image, "filename", "")).name

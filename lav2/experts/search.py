@@ -55,7 +55,7 @@ class CaptionSearch:
             write_index(folder, stamp, texts, clip.encode_texts(texts))
         self.captions: list[str] = read_index(folder)["captions"]
         try:
-            self.vectors = load_file(folder / VECTORS)["vectors"]
+            self.vectors = load_file(folder / VECTORS)["vectors"].float()
         except (SafetensorError, OSError, KeyError) as error:
             raise UserError(
                 f"the search index in {folder} is damaged ({error}): delete it, it is built again"
@@ -64,7 +64,7 @@ class CaptionSearch:
 
     def search(self, image: Image.Image) -> list[tuple[str, float]]:
         """The ``count`` captions most alike ``image`` with their similarities, the best first."""
-        similarities = self.vectors.float() @ self.clip.encode_image(image)
+        similarities = self.vectors @ self.clip.encode_image(image)
         best = similarities.topk(min(self.count, len(self.captions)))
         return [(self.captions[index], value) for value, index in zip(*(p.tolist() for p in best), strict=True)]
 

@@ -52,6 +52,12 @@ def test_a_malformed_line_is_named(line, tmp_path):
         ReadyAnswers(file)
 
 
+def test_one_name_has_one_answer(tmp_path):
+    entries = [{"image": f"{folder}/0.png", "text": folder} for folder in ("train", "val")]
+    with pytest.raises(UserError, match="entry 2: 0.png has an answer already"):
+        ReadyAnswers(write(tmp_path / "answers.jsonl", *entries))
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.jsonl"):
         ReadyAnswers(tmp_path / "nowhere.jsonl")
