@@ -110,7 +110,7 @@ def grow(
 ) -> Iterator[list[list[int]]]:
     """The new tokens of each prompt, again after each step until all have ended; it is the same list, grown."""
     decoder = Decoder(llama, prompts, max(ending.limits), hooks)
-    choose = Sampler(settings, prompts, rows, llama.tok_embeddings.weight)
+    choose = Sampler(settings, prompts, rows, max(ending.limits), llama.tok_embeddings.weight)
     answers: list[list[int]] = [[] for _ in prompts]
     batch = list(range(len(prompts)))  # whose answer each row of the decoder's batch writes
     running = set(batch)

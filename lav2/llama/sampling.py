@@ -14,16 +14,24 @@ class Sampler:
 
     Each row draws from numbers of its own, made from the seed and the row's number in the whole call, so that a sample
     depends neither on the other rows nor on how they are batched.
+
+    Args:
+        settings: how to choose.
+        prompts: token ids of each row.
+        rows: the rows' numbers in the whole call.
+        steps: the most tokens that will be chosen for a row; a larger number changes none of them.
+        like: the embedding (V, C).
     """
 
-    def __init__(self, settings: GenerationSettings, prompts: list[list[int]], rows: Sequence[int], like: Tensor):
+    def __init__(
+        self, settings: GenerationSettings, prompts: list[list[int]], rows: Sequence[int], steps: int, like: Tensor
+    ):
         self.settings = settings
         self.step = 0
-        self.draws: Tensor | None = None  # (B, max_new_tokens) in [0, 1)
+        self.draws: Tensor | None = None  # (B, steps) in [0, 1)
         self.seen = seen_tokens(prompts, like) if settings.repetition_penalty != 1 else None
         if settings.samples:
-            count = settings.max_new_tokens
-            draws = [np.random.default_rng((settings.seed, row)).random(count, np.float32) for row in rows]
+            draws = [np.random.default_rng((settings.seed, row)).random(steps, np.float32) for row in rows]
             self.draws = torch.from_numpy(np.stack(draws)).to(like.device)
 
     def __call__(self, logits: Tensor) -> Tensor:

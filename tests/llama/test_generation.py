@@ -115,6 +115,8 @@ def test_draws_are_seeded_and_each_row_has_its_own(llama):
     assert answers == generate(llama, prompts, seed=3, **settings) != generate(llama, prompts, seed=4, **settings)
     assert len(set(map(tuple, answers))) == 4
     assert generate(llama, prompts[:2], rows=[3, 1], seed=3, **settings) == [answers[3], answers[1]]
+    longer = generate(llama, prompts, seed=3, **settings | {"max_new_tokens": 33})
+    assert [ids[:20] for ids in longer] == answers
     greedy = generate(llama, prompts, eos_id=49, max_new_tokens=20)
     assert generate(llama, prompts, seed=3, **settings | {"top_k": 1}) == greedy
 

@@ -51,8 +51,7 @@ def test_the_extreme_draws_meet_possible_tokens():
 
 def test_temperature_sharpens_the_draws(logits):
     def share_of_the_likeliest(temperature):
-        settings = GenerationSettings(400, temperature)
-        choose = Sampler(settings, [[1]] * 20, range(20), torch.empty(50, 3))
+        choose = Sampler(GenerationSettings(temperature=temperature), [[1]] * 20, range(20), 400, torch.empty(50, 3))
         drawn = torch.stack([choose(logits) for _ in range(400)])
         return (drawn == logits.argmax(-1)).float().mean(0)
 
