@@ -225,9 +225,9 @@ class Assistant:
 
     @property
     def end_ids(self) -> list[int]:
-        """The tokens that end an answer: EOS and, in a chat template, the one that ends a turn."""
+        """The tokens that end an answer: the tokenizer's and, in a chat template, the one that ends a turn."""
         names = [self.template.stop] if self.template.stop in self.template.control_tokens else []
-        return [self.tokenizer.eos_id, *map(self.tokenizer.token_id, names)]
+        return [*self.tokenizer.stop_ids, *map(self.tokenizer.token_id, names)]
 
     def stop_texts(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
         """The texts that end an answer: those in ``settings`` and the template's own."""

@@ -9,6 +9,8 @@ from lav2.cli import CONF, register_resolvers
 from lav2.demo.data import write_world
 from lav2.training.run import train
 
+ON_THE_WORLD = ("demo", "family/v1", "family/v2_lora", "family/lavin")
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
@@ -37,7 +39,9 @@ def config(world):
             "callbacks.checkpoint_every=2",
         ]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", [f"experiment={experiment}", *(small if experiment == "demo" else []), *overrides])
+            return compose(
+                "train", [f"experiment={experiment}", *(small if experiment in ON_THE_WORLD else []), *overrides]
+            )
 
     return make
 
@@ -46,8 +50,8 @@ def config(world):
 def run(config, tmp_path):
     """``run(name, *overrides)``: train, and return the run folder."""
 
-    def start(name: str, *overrides: str) -> Path:
-        train(config(*overrides), tmp_path / name)
+    def start(name: str, *overrides: str, experiment: str = "demo") -> Path:
+        train(config(*overrides, experiment=experiment), tmp_path / name)
         return tmp_path / name
 
     return start
