@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lav2.data.problems import Problems
+from lav2.data.slots import IMAGE, MODALITY
 from lav2.data.templates import Template
 from lav2.data.tokens import Sample, Samples
 
@@ -70,7 +71,7 @@ def print_examples(training: Mapping[str, Samples], tokenizer, template: Templat
 
 def as_seen(sample: Sample, tokenizer, template: Template) -> Text:
     """The text of a sample's tokens, supervised and control tokens in styles of their own."""
-    names = {tokenizer.bos_id: "<BOS>", tokenizer.eos_id: "<EOS>"}
+    names = {tokenizer.bos_id: "<BOS>", tokenizer.eos_id: "<EOS>", MODALITY: "<modality>", IMAGE: "<image>"}
     names |= {tokenizer.token_id(name): name for name in template.control_tokens}
     tokens = sample.tokens.tolist()
     kinds = [(bool(supervised), names.get(token)) for token, supervised in zip(tokens, sample.supervised, strict=True)]
@@ -79,7 +80,7 @@ def as_seen(sample: Sample, tokenizer, template: Template) -> Text:
         supervised, name = kinds[end - 1]
         if name is None and end < len(tokens) and kinds[end] == kinds[end - 1]:
             continue  # ordinary tokens are decoded together: one may be a part of a character
-        decoded = tokenizer.decode(tokens[:end])
+        decoded = tokenizer.decode([token for token in tokens[:end] if token >= 0])
         styles = [SUPERVISED] * supervised + [CONTROL] * (name is not None)
         text.append(name or decoded[len(before) :], " ".join(styles))
         before = decoded

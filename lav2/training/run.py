@@ -115,8 +115,9 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
 
 def report_data(cfg: DictConfig) -> None:
     """Print what the data hold and samples as the model sees them; reads the tokenizer and the data, and no weights."""
-    data = build_data(cfg)
-    data.prepare(load_tokenizer(tokenizer_path(cfg)))
+    data, adapter = build_data(cfg), adapter_config(cfg)
+    image_tokens = adapter.visual_length if adapter.fusion == "tokens" else None
+    data.prepare(load_tokenizer(tokenizer_path(cfg)), image_tokens=image_tokens)
     data.setup()
     print_examples(data.training, data.tokenizer, data.template)
 

@@ -15,6 +15,7 @@ from lav2.data import report
 from lav2.data.examples import Turn
 from lav2.data.instructions import read_instructions
 from lav2.data.problems import Problems
+from lav2.data.slots import image_prefix
 from lav2.data.templates import Template
 from lav2.data.tokens import Samples, encode
 from lav2.llama.tokenizer import Tokenizer
@@ -51,6 +52,13 @@ def test_examples_show_where_they_are_from_and_what_was_cut(tokenizer, capsys):
     supervised, truncated = samples[3].supervised.sum(), samples[3].truncated
     assert f"40 tokens, {supervised} of them supervised, {truncated} more cut off" in printed
     assert "Where is the star?" in printed and "Red.<EOS>" in printed
+
+
+def test_places_for_an_image_are_shown(tokenizer):
+    segments = Template("short").render([Turn("What?", "", "A star.")])
+    sample = encode(tokenizer, segments, 512, image_prefix(tokenizer, 2, has_image=True))
+    text = report.as_seen(sample, tokenizer, Template("short")).plain
+    assert text.startswith("<modality><BOS>Image:") and text.count("<image>") == 2 and text.endswith("A star.<EOS>")
 
 
 def test_summary_counts_what_was_cut(tokenizer):
