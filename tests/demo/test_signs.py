@@ -36,7 +36,8 @@ def reader(run, tmp_path):
     """A model that says what its context tells of the sign, and nothing that it sees."""
 
     def answer(prompts, visual, *_, **__):
-        found = (re.search(r"Text on the sign: (\w+)", prompt) for prompt in prompts)
+        texts = ("".join(segment.text for segment in prompt) for prompt in prompts)
+        found = (re.search(r"Text on the sign: (\w+)", text) for text in texts)
         return [f"The sign says {match[1]}." if match else "There is a sign." for match in found]
 
     assistant = load(run, device="cpu")

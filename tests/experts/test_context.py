@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from lav2 import load
+from lav2.data.examples import Turn
 from lav2.errors import UserError
 from lav2.experts import Experts
 from lav2.experts.context import cut
@@ -51,9 +52,11 @@ def test_each_text_is_a_line_below_the_input(assistant, picture):
 def test_what_the_model_reads(assistant, picture, monkeypatch):
     """The template's input holds the texts, row by row; a row without an image stays as it is."""
     read = []
-    monkeypatch.setattr(
-        type(assistant), "answer", lambda self, prompts, visual, *_, **__: read.append((prompts, visual))
-    )
+
+    def answer(self, prompts, visual, *_, **__):
+        read.append((["".join(segment.text for segment in prompt) for prompt in prompts], visual))
+
+    monkeypatch.setattr(type(assistant), "answer", answer)
     assistant.generate([QUESTION, "Say hello."], [picture, None], experts=[Says("a red circle")])
     ((prompts, visual),) = read
     assert prompts[0] == f"### Instruction:\n{QUESTION}\n\n### Input:\ncaption: a red circle\n\n### Response:"
@@ -130,9 +133,9 @@ def test_the_question_and_the_answer_keep_their_room(assistant, picture):
     experts = Experts([Says(LONG)], max_tokens=10_000)
     given = "The square is blue. " * 5
     text = told(experts, assistant, picture, given=given, max_new_tokens=50)
-    prompt = assistant.template.prompt(QUESTION, text)
-    assert QUESTION in prompt and text.startswith(given)
-    assert longest - 58 < len(assistant.tokenizer.encode(prompt)) <= longest - 50
+    prompt = assistant.template.render([Turn(QUESTION, text)])
+    assert QUESTION in prompt[0].text and text.startswith(given)
+    assert longest - 58 < len(assistant.prompt_tokens(prompt, has_image=True)) <= longest - 50
     full = "The square is blue. " * 60  # no room for any context: the input alone stays
     assert told(experts, assistant, picture, given=full) == full
 
