@@ -71,7 +71,7 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        fail(str(error))
+        fail(str(error).rpartition("UserError: ")[2].strip())  # from a data worker it brings that one's traceback along
     except (HydraException, OmegaConfBaseException) as error:
         fail(one_line(error))
     except OSError as error:
