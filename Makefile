@@ -29,7 +29,7 @@ $(VENV)/tested: $(VENV)/installed tests/requirements.txt
 demo: install ## train V2 jointly on the embedded world, evaluate it, and write outputs/demo/report.html (6 minutes)
 	$(RUN) -m lav2.demo
 
-family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (half an hour)
+family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (forty minutes)
 	$(RUN) -m lav2.demo.family
 
 test: $(VENV)/tested lint ## the test-suite (15 minutes at most)

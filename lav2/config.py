@@ -23,6 +23,7 @@ from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
 from lav2.vision import VisionEncoder
 from lav2.vision.encoder import vision_problems as encoder_problems
+from lav2.vision.towers import bare_tower, blocks, token_shape
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # a run knows its base by a fingerprint that these keep
 
@@ -173,7 +174,16 @@ def vision_problems(cfg: DictConfig) -> Iterator[str]:
     if unknown := sorted(settings.keys() - set(known)):
         yield f"vision has no setting {unknown[0]!r}; it has {', '.join(known)}"
     yield from encoder_problems(settings)
-    projector = adapter_config(cfg).projector
+    adapter = adapter_config(cfg)
+    mixture, projector = adapter.mixture, adapter.projector
+    if mixture.vision_blocks:
+        depth = len(blocks(bare_tower(cfg.vision.name)))
+        shape = depth, token_shape(cfg.vision.name)[1]
+        if (mixture.vision_blocks, mixture.vision_width) != shape:
+            yield (
+                f"adapter.mixture.vision_blocks and vision_width are {mixture.vision_blocks} and "
+                f"{mixture.vision_width}; {cfg.vision.name} has {depth} transformer blocks, {shape[1]} wide"
+            )
     if projector.kind == "bottleneck" and len(settings["layers"] or []) != projector.scales:
         yield (
             f"adapter.projector.scales is {projector.scales} and vision.layers {settings['layers']}: a bottleneck "

@@ -16,11 +16,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lav2.errors import UserError
+from lav2.vision.towers import (
+    bare_tower,
+    blocks,
+    feature_map,
+    has_class_token,
+    has_projection,
+    model_config,
+    token_shape,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# Models of our own, as open_clip configs
-open_clip.add_model_config(Path(__file__).parents[1] / "demo" / "open_clip")
 
 CHOICES = {
     "tokens": ("patches", "patches_and_class", "class_tokens"),
@@ -31,39 +37,22 @@ CHOICES = {
 
 
 def feature_width(name: str, projected: bool = True) -> int:
-    """F, the width of the features of the open_clip model ``name``, without building it.
+    """F, the width of the features of the open_clip model ``name``, without its weights.
 
     Raises:
-        UserError: open_clip has no such model, or it has no CLIP vision transformer.
+        UserError: open_clip has no such model, or cannot build it.
     """
-    return (transformer_config(name)["embed_dim"]) if projected else transformer_config(name)["vision_cfg"]["width"]
-
-
-def transformer_config(name: str) -> dict[str, Any]:
-    """open_clip's config of the model ``name``, whose visual tower is CLIP's vision transformer.
-
-    Raises:
-        UserError: open_clip has no such model, or its visual tower is another kind of network.
-    """
-    # the list alone is asked: names such as hf-hub:… would be looked up on the network
-    config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
-    if config is None:
-        raise UserError(f"vision.name: open_clip has no model {name!r}; see open_clip.list_models()")
-    vision = config["vision_cfg"]
-    kind = vision.get("timm_model_name") or ("a ResNet" if isinstance(vision.get("layers"), list) else None)
-    if kind:
-        raise UserError(
-            f"vision.name: open_clip's {name} looks through {kind}; choose one with CLIP's vision transformer, such as "
-            "ViT-L-14"
-        )
-    return config
+    return model_config(name)["embed_dim"] if projected else token_shape(name)[1]
 
 
 class VisionEncoder(nn.Module):
     """Images → tokens, normalised and projected as CLIP does with its class token.
 
+    CLIP's vision transformers give all that is described here. Other towers of open_clip (timm's transformers and
+    convolutional networks, CLIP's ResNets, CoCa) give their last feature map, ``patches`` without projection.
+
     Args:
-        name: an open_clip model with a vision transformer, such as ``ViT-L-14``.
+        name: an open_clip model, such as ``ViT-L-14``.
         weights: a file of its weights: the whole CLIP model's or the visual tower's alone, safetensors or ``.pt``.
         tokens: ``patches`` of the last layer; ``patches_and_class`` with the class token first (all 257 of ViT-L/14,
             V1's captioner); ``class_tokens`` of several ``layers`` (V1's ScienceQA model, LaVIN).
@@ -103,8 +92,8 @@ class VisionEncoder(nn.Module):
         self.width = feature_width(name, projected)
         self.tokens, self.layers, self.projected, self.channel_order = tokens, layers, projected, channel_order
         self.visual = load_visual(name, weights).requires_grad_(False).eval()
-        patches = self.visual.positional_embedding.shape[0] - 1
-        self.num_tokens = {"patches": patches, "patches_and_class": patches + 1}.get(tokens) or len(layers)
+        found, class_tokens = token_shape(name)[0], has_class_token(self.visual)
+        self.num_tokens = {"patches": found - class_tokens, "patches_and_class": found}.get(tokens) or len(layers)
         preprocess = dict(self.visual.preprocess_cfg)
         if resize == "squash":
             preprocess["resize_mode"] = "squash"
@@ -134,6 +123,9 @@ class VisionEncoder(nn.Module):
             return self.features(images, adapters)
 
     def features(self, images: Tensor, adapters: Sequence[Callable[[Tensor], Tensor]] | None) -> Tensor:
+        if not isinstance(self.visual, VisionTransformer):
+            x = feature_map(self.visual, images)
+            return x[:, has_class_token(self.visual) :] if self.tokens == "patches" else x
         x = self.visual._embeds(images)
         class_tokens = []
         for number, block in enumerate(self.visual.transformer.resblocks, start=1):
@@ -163,11 +155,15 @@ def vision_problems(settings: Mapping[str, Any]) -> list[str]:
     if not isinstance(settings["projected"], bool):
         found.append(f"vision.projected is {settings['projected']!r}; it must be true or false")
     try:
-        depth = transformer_config(settings["name"])["vision_cfg"]["layers"]
+        visual = bare_tower(settings["name"])
     except UserError as error:
         return [*found, str(error)]
-    layers = settings["layers"]
-    if settings["tokens"] == "class_tokens":
+    if settings["projected"] is True and not has_projection(visual):
+        found.append(f"vision.projected is true, but {settings['name']} projects no single tokens: set it to false")
+    layers, depth, tokens = settings["layers"], len(blocks(visual)), settings["tokens"]
+    if (tokens != "patches" and not has_class_token(visual)) or (tokens == "class_tokens" and not depth):
+        found.append(f"vision.tokens is {tokens}, which {settings['name']} does not give: choose patches")
+    elif tokens == "class_tokens":
         if not layers or any(type(layer) is not int or not 1 <= layer <= depth for layer in layers):
             found.append(
                 f"vision.layers is {layers!r}; vision.tokens=class_tokens takes a list of blocks, 1 to {depth}"
@@ -177,7 +173,7 @@ def vision_problems(settings: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def load_visual(name: str, weights: str | Path) -> VisionTransformer:
+def load_visual(name: str, weights: str | Path) -> nn.Module:
     """The visual tower of the open_clip model ``name`` with ``weights``, strictly."""
     path = Path(weights)
     if not path.is_file():
@@ -191,8 +187,6 @@ def load_visual(name: str, weights: str | Path) -> VisionTransformer:
     logging.disable(logging.WARNING)  # open_clip warns that the model is random; its weights come below
     visual = open_clip.create_model(name, load_weights=False).visual
     logging.disable(logging.NOTSET)
-    if not isinstance(visual, VisionTransformer) or visual.proj is None:
-        raise UserError(f"vision.name {name!r} has no CLIP vision transformer with a projection; ViT-L-14 is one")
     try:
         state = open_clip.factory.load_state_dict(str(path), weights_only=True)
     except Exception as error:
@@ -213,7 +207,7 @@ def load_visual(name: str, weights: str | Path) -> VisionTransformer:
 def warn_of_activation(name: str, path: Path, openai: bool = False) -> None:
     """Say when the weights are OpenAI's, which were trained with QuickGELU, and the model is built with GELU."""
     openai = openai or "openai" in str(path).lower()
-    if openai and not transformer_config(name).get("quick_gelu"):
+    if openai and not model_config(name).get("quick_gelu"):
         warnings.warn(
             f"{path} looks like OpenAI's CLIP, which needs QuickGELU, and open_clip's {name} has GELU: set "
             f"vision.name={name}-quickgelu",

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from lav2.errors import UserError
 from lav2.vision import VisionEncoder
 from lav2.vision.encoder import vision_problems, warn_of_activation
+from lav2.vision.towers import bare_tower, has_class_token, token_shape
 
 NAME = "lav2-tiny"
 
@@ -95,6 +96,37 @@ def test_every_setting_that_changes_features_changes_the_fingerprint(weights):
     assert len(prints) == len(changes)
 
 
+def test_a_resnets_tokens_are_its_last_map(tmp_path, picture):
+    """Put through CLIP's attention pooling they give open_clip's image feature."""
+    logging.disable(logging.WARNING)
+    visual = open_clip.create_model("RN50", load_weights=False).visual.eval()
+    logging.disable(logging.NOTSET)
+    save_file({name: tensor.contiguous() for name, tensor in visual.state_dict().items()}, tmp_path / "rn.safetensors")
+    encoder = VisionEncoder("RN50", tmp_path / "rn.safetensors", projected=False)
+    pixels = encoder.preprocess(picture)[None]
+    tokens = encoder(pixels)
+    assert (encoder.num_tokens, encoder.width) == tuple(tokens.shape[1:]) == (49, 2048)
+    with torch.no_grad():
+        pooled = visual.attnpool(tokens.transpose(1, 2).unflatten(2, (7, 7)))
+        assert torch.allclose(pooled, visual(pixels), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "before"),
+    [
+        ("ViT-L-14", (257, 1024), 1),
+        ("ViT-B-16-SigLIP", (196, 768), 0),
+        ("EVA02-B-16", (197, 768), 1),
+        ("convnext_base_w", (64, 1024), 0),
+        ("swin_base_patch4_window7_224", (49, 1024), 0),
+        ("coca_ViT-B-32", (50, 768), 1),
+    ],
+)
+def test_towers_of_every_kind(name, shape, before):
+    """Sizes as their papers and open_clip's configs give them, without building weights."""
+    assert token_shape(name) == shape and has_class_token(bare_tower(name)) == before
+
+
 def test_openais_weights_need_quickgelu():
     with pytest.warns(UserWarning, match="vision.name=ViT-L-14-quickgelu"):
         warn_of_activation("ViT-L-14", Path("clip/openai.safetensors"))
@@ -114,8 +146,9 @@ def test_a_torchscript_archive_is_not_run(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "RN50"}, "looks through a ResNet"),
-        ({"name": "ViT-B-16-SigLIP"}, "looks through vit_base"),
+        ({"name": "RN50"}, "set it to false"),
+        ({"name": "RN50", "projected": False, "tokens": "patches_and_class"}, "choose patches"),
+        ({"name": "EVA02-B-16", "projected": False, "tokens": "class_tokens", "layers": [1]}, "choose patches"),
         ({"name": "hf-hub:someone/something"}, "no model"),
         ({"tokens": "class_tokens"}, "vision.layers is None"),
         ({"tokens": "class_tokens", "layers": [7]}, "1 to 6"),
