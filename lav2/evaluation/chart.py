@@ -29,7 +29,7 @@ def line_chart(label: str, series: Sequence[Series]) -> str:
     lines = [_Line(one) for one in series]
     left, right = min(line.steps[0] for line in lines), max(line.steps[-1] for line in lines)
     seen = [value for line in lines for value in (*line.smooth, *_inner(line.values))]
-    x_ticks, y_ticks = _ticks(left, right), _ticks(min(seen), max(seen))
+    x_ticks, y_ticks = ticks(left, right), ticks(min(seen), max(seen))
     x_span, y_span = (left, max(right, left + 1)), (y_ticks[0], y_ticks[-1])
 
     def x(step: float) -> float:
@@ -105,7 +105,7 @@ def _inner(values: Sequence[float]) -> list[float]:
     return ordered[cut : len(ordered) - cut]
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers that span low and high: steps of 1, 2, 2.5 or 5 times a power of ten."""
     raw = (high - low or abs(high) or 1.0) / count
     power = 10.0 ** math.floor(math.log10(raw))

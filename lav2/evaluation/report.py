@@ -80,7 +80,11 @@ class Report:
             series = [one for one in series if one.steps]
             if series:
                 drawn.append(line_chart(label, series))
-        return self._add(title, f'<div class="charts">{join(drawn)}</div>') if drawn else self
+        return self.charts(drawn, title) if drawn else self
+
+    def charts(self, drawn: Iterable[str], title: str) -> "Report":
+        """Charts that are drawn already, as figures with inline SVG."""
+        return self._add(title, f'<div class="charts">{join(drawn)}</div>')
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[Any]], title: str) -> "Report":
         """A table; columns that hold numbers are aligned at their right; ``None`` is a cell without a number."""
