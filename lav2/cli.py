@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,7 +37,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("stem", lambda path: None if path is None else Path(path).stem, replace=True)
     # A resumed run goes on in its own folder.
     OmegaConf.register_new_resolver(
-        "run_folder", lambda resume, new: new if resume is None else str(resume), replace=True
+        "run_folder", lambda resume, new: new if resume in (None, "auto") else str(resume), replace=True
     )
 
 
@@ -50,8 +52,10 @@ def run(task: Callable[[DictConfig], object], config_name: str) -> None:
 
     @functools.wraps(task)
     def started(cfg: DictConfig) -> object:
+        register_resolvers()  # a launcher may have started this in a process of its own
+        quiet()
         try:
-            with clear_errors():  # inside of Hydra, which would print a line of its own about the job
+            with sweep_errors() if in_sweep() else clear_errors():  # inside of Hydra, which would print more lines
                 return task(cfg)
         finally:
             folder = Path(HydraConfig.get().runtime.output_dir)
@@ -70,17 +74,53 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        fail(str(error).rpartition("UserError: ")[2].strip())  # from a data worker it brings that one's traceback along
-    except (HydraException, OmegaConfBaseException) as error:
-        fail(one_line(error))
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        where = f" {error.filename}" if error.filename else ""
-        fail(f"{DISK_ERRORS[error.errno]}{where}: mend it or choose another folder, then resume the run or start anew")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if (line := mistake(error)) is None:
+            raise
+        fail(line)
+
+
+@contextlib.contextmanager
+def sweep_errors() -> Iterator[None]:
+    """Tell at once of a job that fails, and let the others run; when all are done Hydra raises the first error."""
+    try:
+        yield
+    except Exception as error:
+        hydra = HydraConfig.get()
+        job = f"job {hydra.job.num} of the sweep ({hydra.job.override_dirname})"
+        if mistake(error) is None:
+            traceback.print_exc()
+        print(f"{job} failed: {told(error)}", file=sys.stderr)
+        raise UserError(
+            f"{job} failed: {told(error)}; the others have run: python -m lav2.report {hydra.sweep.dir}"
+        ) from None
+
+
+def in_sweep() -> bool:
+    """Whether this is a job of a Hydra sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def mistake(error: BaseException) -> str | None:
+    """What a user's mistake, or a disk that takes no more, is called in one line; ``None`` for anything else."""
+    if isinstance(error, UserError):
+        return (
+            str(error).rpartition("UserError: ")[2].strip()
+        )  # from a data worker it brings that one's traceback along
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return one_line(error)
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        where = f" {error.filename}" if error.filename else ""
+        return f"{DISK_ERRORS[error.errno]}{where}: mend it or choose another folder, then resume the run or start anew"
+    return None
+
+
+def told(error: BaseException) -> str:
+    """Any error in one line, a defect by its kind."""
+    line = mistake(error)
+    return f"{type(error).__name__}: {one_line(error)}" if line is None else " ".join(line.split())
 
 
 def quiet() -> None:
@@ -91,7 +131,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of ``error`` and of its cause, if that says more, in one line."""
     parts = [str(error)]
     if error.__cause__ is not None and str(error.__cause__) not in parts[0]:

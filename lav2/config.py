@@ -134,6 +134,8 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
     """What concerns the run as a whole."""
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         yield f"seed is {cfg.seed!r}; it must be a whole number from 0 to {2**32 - 1}"
+    if cfg.on_nan not in ("stop", "skip"):
+        yield f"on_nan is {cfg.on_nan!r}; choose stop or skip"
     for name in ("checkpoint_every", "progress_every"):
         if not is_count(value := cfg.callbacks[name]):
             yield f"callbacks.{name} is {value!r}; it must be a whole number of steps, 1 or more"

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lav2.adapter.config import AdapterConfig
 from lav2.adapter.model import AdaptedLlama
+from lav2.disk import write_whole
 from lav2.errors import UserError
 from lav2.llama import Llama, LlamaConfig
 from lav2.llama.loading import check_tensors, fingerprint
@@ -31,7 +32,8 @@ def save_adapter(folder: str | Path, model: AdaptedLlama, state: dict[str, Tenso
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = model.adapter.state_dict() if state is None else state
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    write_whole(folder / WEIGHTS, weights)
     config = {
         "format": FORMAT,
         "adapter": model.config.to_dict(),
@@ -39,7 +41,7 @@ def save_adapter(folder: str | Path, model: AdaptedLlama, state: dict[str, Tenso
         "base": {"shape": asdict(model.llama.config), "fingerprint": fingerprint(model.llama)},
         **about,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    write_whole(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def read_adapter_config(folder: str | Path) -> dict[str, Any]:

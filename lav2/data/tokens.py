@@ -27,7 +27,7 @@ class Sample:
 
     ``truncated`` counts the supervised tokens (each response's end included) that did not fit and were cut on the
     right, ``lost_turns`` the responses of which nothing is left. ``features`` (tokens, width), if any, are the frozen
-    encoder's features of the sample's image.
+    encoder's features of the sample's image. ``index`` is its place among the :class:`Samples`, if it is of any.
     """
 
     tokens: np.ndarray
@@ -35,6 +35,7 @@ class Sample:
     truncated: int = 0
     lost_turns: int = 0
     features: Tensor | None = None
+    index: int = -1
 
     @property
     def labels(self) -> np.ndarray:
@@ -100,8 +101,9 @@ def collate(samples: list[Sample]) -> dict[str, Tensor]:
     """Stack samples, padded on the right, into a batch.
 
     Returns ``tokens`` (batch, length) and ``labels`` (batch, length), both int64; ``lengths`` (batch,) int64, the
-    count of real tokens; if any of the samples carries them, ``features`` (batch, tokens, width) float32, zero for
-    samples without; and, only if some carry them and some do not, ``has_image`` (batch,) bool.
+    count of real tokens; ``indices`` (batch,) int64, the samples' places in their data set; if any of the samples
+    carries them, ``features`` (batch, tokens, width) float32, zero for samples without; and, only if some carry them
+    and some do not, ``has_image`` (batch,) bool.
     """
     lengths = torch.tensor([len(sample.tokens) for sample in samples])
     shape = len(samples), int(lengths.max())
@@ -110,7 +112,8 @@ def collate(samples: list[Sample]) -> dict[str, Tensor]:
     for row, sample in enumerate(samples):
         tokens[row, : lengths[row]] = torch.as_tensor(sample.tokens)
         labels[row, : lengths[row]] = torch.as_tensor(sample.labels)
-    batch = {"tokens": tokens, "labels": labels, "lengths": lengths}
+    indices = torch.tensor([sample.index for sample in samples])
+    batch = {"tokens": tokens, "labels": labels, "lengths": lengths, "indices": indices}
     seen = [sample.features for sample in samples if sample.features is not None]
     if seen:
         none = torch.zeros_like(seen[0])
@@ -157,4 +160,4 @@ class Samples(Dataset):
         image = self.images[index]
         features = None if self.features is None or image is None else self.features[image]
         truncated, lost_turns = int(self.truncated[index]), int(self.lost_turns[index])
-        return Sample(self.tokens[span], self.supervised[span], truncated, lost_turns, features)
+        return Sample(self.tokens[span], self.supervised[span], truncated, lost_turns, features, int(index))

@@ -16,6 +16,8 @@ from lav2.tasks import TASKS
 from lav2.training.loss import response_loss
 from lav2.training.optimizers import TaskOptim, TaskOptimizers, schedule
 
+MOST_SKIPPED = 10  # steps in a row; more are no accident
+
 
 class JointModule(LightningModule):
     """Wraps an adapted LLaMA; every step sees one batch of each task, and each loss moves only its own group.
@@ -28,15 +30,24 @@ class JointModule(LightningModule):
         optim: for each group that ``tasks`` train how its parameters are optimized.
         tasks: what to train; the parameters of a task left out stay as they are.
         seed: of what a step draws (LaVIN's dropout).
+        on_nan: ``stop`` at a step whose gradient is not finite, or ``skip`` it. Either names the batch, and nothing of
+            it enters the parameters or the optimizers.
     """
 
     strict_loading = False  # checkpoints hold the adapter only; on_load_checkpoint checks them strictly
 
     def __init__(
-        self, model: AdaptedLlama, optim: Mapping[str, TaskOptim], tasks: Sequence[str] = TASKS, seed: int = 0
+        self,
+        model: AdaptedLlama,
+        optim: Mapping[str, TaskOptim],
+        tasks: Sequence[str] = TASKS,
+        seed: int = 0,
+        on_nan: str = "stop",
     ):
         super().__init__()
-        self.seed = seed
+        self.seed, self.on_nan = seed, on_nan
+        self.step_losses: list[tuple[str, Tensor, Tensor]] = []  # task, loss, samples of each batch of this step
+        self.skipped = self.skipped_in_a_row = 0
         self.model = model.train()
         self.tasks, self.ownership = list(tasks), model.config.ownership
         groups = trained_groups(model, tasks, self.ownership)
@@ -54,11 +65,7 @@ class JointModule(LightningModule):
         losses = {task: response_loss(self.model, rows, task) for task, rows in batch.items()}
         self.optimizers(use_pl_optimizer=False).note_trained(trained_groups(self.model, batch, self.ownership))
         for task, loss in losses.items():
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"the {task} loss became {loss.item()} at step {self.global_step}: lower "
-                    f"optim.{task}.optimizer.lr, or resume from the last checkpoint with another seed"
-                )
+            self.step_losses.append((task, loss.detach(), batch[task]["indices"]))
             self.log(f"train/{task}_loss", loss, prog_bar=True)
         return torch.stack(list(losses.values())).sum() + self.untouched(batch)
 
@@ -86,17 +93,50 @@ class JointModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: TaskOptimizers, **_: Any) -> None:
-        """Clip each group's gradient by itself: one common norm would let one task scale the other's step."""
+        """Clip each group's gradient by itself: one common norm would let one task scale the other's step.
+
+        Raises:
+            UserError: a gradient is not finite, as ``on_nan`` says. (Processes share their gradients, so all agree.)
+        """
+        finite = True
         for group, optim in self.optim.items():
             clip = optim.clip if optim.clip is not None else float("inf")
             norm = nn.utils.clip_grad_norm_(optimizer.parameters(group), clip)
+            if not torch.isfinite(norm):
+                finite = False
+                self.leave_out(group, optimizer)
             self.log(f"train/{group}_gradient_norm", norm)
             self.log(f"train/{group}_learning_rate", optimizer.learning_rate(group))
+        self.step_losses.clear()
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        self.skipped += not finite
+        if self.skipped:
+            self.log("train/skipped_steps", float(self.skipped))
+
+    def leave_out(self, group: str, optimizer: TaskOptimizers) -> None:
+        """Name the batch whose loss or gradient is not finite; stop, or let ``group`` take no step."""
+        found = [(task, loss, rows) for task, loss, rows in self.step_losses if not torch.isfinite(loss)]
+        samples = "; ".join(
+            f"{task} loss {loss.item():.4g}, samples {', '.join(self.places(task, rows))}"
+            for task, loss, rows in found or self.step_losses
+        )
+        line = f"step {self.global_step}: the {group} group's gradient is not finite: {samples}"
+        if self.on_nan == "stop" or self.skipped_in_a_row >= MOST_SKIPPED:
+            raise UserError(f"{line}. Mend the data, lower optim.{group}.optimizer.lr, or skip such steps: on_nan=skip")
+        print(f"{line}. The step is left out.")
+        for parameter in optimizer.parameters(group):
+            parameter.grad = None
+
+    def places(self, task: str, rows: Tensor) -> list[str]:
+        """Where the samples of a batch stand in the data files."""
+        places = self.trainer.datamodule.training[task].places
+        return [places[row] for row in rows.tolist()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter only: megabytes, not the base weights."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if is_adapter(name)}
+        checkpoint["skipped_steps"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another adapter: missing, unexpected or misshapen parameters.
@@ -106,6 +146,7 @@ class JointModule(LightningModule):
         """
         expected = {name: value.shape for name, value in self.state_dict().items() if is_adapter(name)}
         check_tensors(checkpoint["state_dict"], expected, "the checkpoint")
+        self.skipped = checkpoint["skipped_steps"]
 
 
 def is_adapter(name: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from lightning import seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lav2.adapter import AdaptedLlama, parameter_summary
+from lav2.cli import in_sweep
 from lav2.config import (
     DTYPES,
     adapter_config,
@@ -32,7 +33,10 @@ from lav2.errors import UserError
 from lav2.llama import Llama, load_llama, load_tokenizer
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
+from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
 from lav2.training.module import JointModule
+from lav2.training.record import RunRecord, keep_config, recorded
+from lav2.training.speed import Speed
 from lav2.vision import VisionEncoder, feature_width
 
 # What makes a run the run it is: a resumed run must agree with the stored config in these sections.
@@ -41,6 +45,7 @@ IDENTITY = ("llama", "adapter", "vision", "data", "optim", "tasks", "seed", "pat
 FREE = ("data.num_workers", "data.cache_dir", "trainer.log_every_n_steps", "trainer.accelerator")
 
 
+@recorded
 def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """Train as ``cfg`` says and leave in ``folder`` what a run folder holds (README, "A run folder").
 
@@ -58,11 +63,12 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if cfg.data_report:
         report_data(cfg)
         return {}
-    checkpoint = resumed_checkpoint(cfg, folder) if cfg.resume else None
+    checkpoint = resumed_checkpoint(cfg, folder)
     folder.mkdir(parents=True, exist_ok=True)
     check_space(bare_model(cfg), folder)
     if not has_weights(cfg):
         write_parameters(bare_model(cfg), folder)
+        keep_config(cfg, folder)
         Console().print(
             "No weights, no training: this was the parameter table alone. "
             "To train, set llama.path, vision.weights and the paths of the data."
@@ -78,17 +84,15 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         default_root_dir=folder,
         logger=construct("logger", cfg.logger, folder=folder),
         callbacks=[
-            ModelCheckpoint(
-                folder / "checkpoints",
-                filename="{step}",
-                every_n_train_steps=cfg.callbacks.checkpoint_every,
-                save_top_k=1,
-            ),
             AdapterFolder(folder / "adapter", description(cfg, encoder)),
             Gates(),
+            Speed(),
+            RunRecord(folder),
             DataProblems(folder / "data_problems.json"),
             TQDMProgressBar(refresh_rate=cfg.callbacks.progress_every, leave=True),
+            Checkpoints(folder / "checkpoints", cfg.callbacks.checkpoint_every),
         ],
+        plugins=[WholeCheckpoints()],
     )
     data.prepare(
         load_tokenizer(tokenizer_path(cfg)),
@@ -102,8 +106,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     model = AdaptedLlama(llama, adapter, feature_width(cfg.vision.name, cfg.vision.projected), encoder)
     if trainer.is_global_zero:
         write_parameters(model, folder)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed)
+        keep_config(cfg, folder)
+    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -142,29 +146,37 @@ def description(cfg: DictConfig, encoder: VisionEncoder | None) -> dict:
     }
 
 
-def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path:
-    """The newest checkpoint of the run in ``folder``.
+def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
+    """The checkpoint to go on from: the newest good one of the run in ``folder``, or ``None`` for a new run.
+
+    With ``resume=auto``, and for a job of a sweep (which a cluster may have put back into its queue), the run in
+    ``folder`` goes on if it has a checkpoint, and starts anew otherwise.
 
     Raises:
-        UserError: there is none, or ``cfg`` is not the config of that run; names what differs.
+        UserError: there is no run to resume or no good checkpoint of it; ``folder`` holds a run that nobody asked to
+            resume; or ``cfg`` is not the config of that run, and then names what differs.
     """
-    if not (folder / "config.yaml").is_file():
+    there, checkpoint = (folder / "config.yaml").is_file(), newest_checkpoint(folder / "checkpoints")
+    if cfg.resume in (None, "auto"):
+        if not there or checkpoint is None:
+            return None
+        if cfg.resume is None and not in_sweep():
+            raise UserError(f"{folder} holds a run already: resume=auto goes on with it; or set another hydra.run.dir")
+    elif not there:
         raise UserError(f"resume={cfg.resume}: no run folder there (config.yaml is missing)")
-    stored = OmegaConf.load(folder / "config.yaml")
     here = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     differences = [
         f"{name} is {value!r} here and {then!r} there"
-        for name, value, then in compare(here, stored)
+        for name, value, then in compare(here, OmegaConf.load(folder / "config.yaml"))
         if name.split(".")[0] in IDENTITY and name not in FREE
     ]
     if differences:
         raise UserError(
             f"resume={cfg.resume}: another run: {'; '.join(differences[:3])}; give the config it was started with"
         )
-    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
+    if checkpoint is None:
         raise UserError(f"resume={cfg.resume}: no checkpoint there yet; start the run anew")
-    return checkpoints[-1]
+    return checkpoint
 
 
 def compare(here: DictConfig, there: DictConfig) -> list[tuple[str, object, object]]:
@@ -188,11 +200,11 @@ def compare(here: DictConfig, there: DictConfig) -> list[tuple[str, object, obje
 def check_space(model: AdaptedLlama, folder: Path) -> None:
     """Refuse to start where the run's files would not fit.
 
-    A checkpoint holds the adapter and two moments of each parameter; the next is written before the last is removed,
-    and the adapter folder holds the adapter once more.
+    A checkpoint holds the adapter and two moments of each parameter; two are kept and a third is written before the
+    oldest is removed, and the adapter folder holds the adapter once more, twice while it is written.
     """
     adapter = sum(parameter.numel() * parameter.element_size() for parameter in model.adapter.parameters())
-    needed, free = 7 * adapter + 2**20, shutil.disk_usage(folder).free
+    needed, free = 11 * adapter + 2**20, shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"no space for the run: {folder} has {free / 1e6:,.0f} MB free and its checkpoints need "

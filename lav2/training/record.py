@@ -1,0 +1,100 @@
+"""``run.json``: how a run stands or ended, and what it took; for the report over many runs."""
+
+import functools
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from lav2.cli import in_sweep, told
+from lav2.disk import write_whole
+from lav2.training.speed import device_name, peak_memory_mb, reset_peak_memory
+
+RECORD = "run.json"
+
+
+class RunRecord(Callback):
+    """Keeps ``run.json`` while a run trains: its state, process, seconds (over all resumptions), peak memory."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        reset_peak_memory()
+        self.before = read_record(self.folder).get("seconds", 0.0)
+        self.start = time.monotonic()
+        self.update(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.update(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.update(trainer)
+
+    def update(self, trainer: Trainer) -> None:
+        write_record(
+            self.folder,
+            state="running",
+            reason=None,
+            process=process(),
+            steps=trainer.global_step,
+            seconds=round(self.before + time.monotonic() - self.start, 1),
+            peak_memory_mb=peak_memory_mb(),
+            device=device_name(trainer),
+            processes=trainer.world_size,
+        )
+
+
+def recorded(train: Callable[[DictConfig, Path], Any]) -> Callable[[DictConfig, Path], Any]:
+    """Let ``train(cfg, folder)`` leave in the folder how it ended. What fails before it trains leaves nothing, except
+    for a job of a sweep, whose settings and reason the sweep's report shows."""
+
+    @functools.wraps(train)
+    def wrapped(cfg: DictConfig, folder: Path) -> Any:
+        try:
+            result = train(cfg, folder)
+        except BaseException as error:
+            if in_sweep() and not (folder / "config.yaml").is_file():
+                keep_config(cfg, folder)
+            if in_sweep() or read_record(folder).get("process") == process():
+                asked = isinstance(error, SystemExit | KeyboardInterrupt)
+                write_record(folder, **{"state": "stopped"} if asked else {"state": "failed", "reason": told(error)})
+            raise
+        if (folder / "config.yaml").is_file():
+            write_record(folder, state="finished", reason=None)
+        return result
+
+    return wrapped
+
+
+@rank_zero_only
+def keep_config(cfg: DictConfig, folder: Path) -> None:
+    """Write ``config.yaml``, with its interpolations resolved."""
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+
+
+@rank_zero_only
+def write_record(folder: Path, **values: Any) -> None:
+    """Set ``values`` in the record and leave the others; a disk that takes no more is told of by what it stopped."""
+    try:
+        write_whole(folder / RECORD, json.dumps(read_record(folder) | values, indent=2) + "\n")
+    except OSError:
+        if values["state"] != "failed":
+            raise
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def process() -> str:
+    """This process, by host and number."""
+    return f"{socket.gethostname()}:{os.getpid()}"
