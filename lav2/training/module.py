@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from lav2.adapter import AdaptedLlama, owned, owner, trained_groups
 from lav2.adapter.ownership import trains
 from lav2.errors import UserError
+from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.loading import check_tensors
 from lav2.tasks import TASKS
-from lav2.training.loss import response_loss
+from lav2.training.loss import labelled_tokens, response_loss
 from lav2.training.optimizers import TaskOptim, TaskOptimizers, schedule
+from lav2.training.sharding import Sharding, whole
 
 
 class JointModule(LightningModule):
@@ -28,15 +30,21 @@ class JointModule(LightningModule):
         optim: for each group that ``tasks`` train how its parameters are optimized.
         tasks: what to train; the parameters of a task left out stay as they are.
         seed: of what a step draws (LaVIN's dropout).
+        checkpoint: what the base model's weights are read from once it is sharded; of a model that holds them, None.
     """
 
     strict_loading = False  # checkpoints hold the adapter only; on_load_checkpoint checks them strictly
 
     def __init__(
-        self, model: AdaptedLlama, optim: Mapping[str, TaskOptim], tasks: Sequence[str] = TASKS, seed: int = 0
+        self,
+        model: AdaptedLlama,
+        optim: Mapping[str, TaskOptim],
+        tasks: Sequence[str] = TASKS,
+        seed: int = 0,
+        checkpoint: Checkpoint | None = None,
     ):
         super().__init__()
-        self.seed = seed
+        self.seed, self.checkpoint = seed, checkpoint
         self.model = model.train()
         self.tasks, self.ownership = list(tasks), model.config.ownership
         groups = trained_groups(model, tasks, self.ownership)
@@ -45,15 +53,21 @@ class JointModule(LightningModule):
             for parameter in owned(model, group).values():
                 parameter.requires_grad_(group in groups)
 
+    def configure_model(self) -> None:
+        """Under FSDP2, shard the model and read this process's share of the base weights."""
+        if isinstance(self.trainer.strategy, Sharding):
+            self.trainer.strategy.shard(self.model, self.checkpoint)
+
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Let what a step draws depend on the seed and the step alone, so that a resumed run draws the same."""
         place = f"{self.seed} {self.current_epoch} {batch_index} {self.global_rank}"
         torch.manual_seed(zlib.crc32(place.encode()))
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
-        losses = {task: response_loss(self.model, rows, task) for task, rows in batch.items()}
+        counts = self.over_processes({task: labelled_tokens(rows) for task, rows in batch.items()})
+        losses = {task: response_loss(self.model, rows, task, counts[task]) for task, rows in batch.items()}
         self.optimizers(use_pl_optimizer=False).note_trained(trained_groups(self.model, batch, self.ownership))
-        for task, loss in losses.items():
+        for task, loss in self.over_processes(losses).items():
             if not torch.isfinite(loss):
                 raise UserError(
                     f"the {task} loss became {loss.item()} at step {self.global_step}: lower "
@@ -61,6 +75,15 @@ class JointModule(LightningModule):
                 )
             self.log(f"train/{task}_loss", loss, prog_bar=True)
         return torch.stack(list(losses.values())).sum() + self.untouched(batch)
+
+    def over_processes(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The mean of each value over all processes, without a gradient.
+
+        Processes have unequal numbers of labelled tokens: divided by their mean number, the mean of the losses (and of
+        the gradients, which is what strategies take) is that of one process with all the samples.
+        """
+        means = self.trainer.strategy.reduce(torch.stack([*values.values()]).detach().float(), reduce_op="mean")
+        return dict(zip(values, means, strict=True))
 
     def untouched(self, batch: dict[str, dict[str, Tensor]]) -> Tensor | float:
         """0, through the parameters that this step does not reach: DDP waits for the gradients of all.
@@ -76,7 +99,8 @@ class JointModule(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
         task = list(self.trainer.val_dataloaders)[dataloader_idx]
         loss = response_loss(self.model, batch, task)
-        self.log(f"val/{task}_loss", loss, batch_size=len(batch["tokens"]), add_dataloader_idx=False, prog_bar=True)
+        weight = max(1, int(labelled_tokens(batch)))  # the mean over all tokens, however they come in batches
+        self.log(f"val/{task}_loss", loss, batch_size=weight, add_dataloader_idx=False, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = TaskOptimizers(
@@ -89,7 +113,7 @@ class JointModule(LightningModule):
         """Clip each group's gradient by itself: one common norm would let one task scale the other's step."""
         for group, optim in self.optim.items():
             clip = optim.clip if optim.clip is not None else float("inf")
-            norm = nn.utils.clip_grad_norm_(optimizer.parameters(group), clip)
+            norm = whole(nn.utils.clip_grad_norm_(optimizer.parameters(group), clip))
             self.log(f"train/{group}_gradient_norm", norm)
             self.log(f"train/{group}_learning_rate", optimizer.learning_rate(group))
 
