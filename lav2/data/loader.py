@@ -63,10 +63,11 @@ class ResumableLoader:
         self.dataset, self.collate, self.num_workers = dataset, collate, num_workers
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.epoch = self.done = 0
-        rest = len(dataset) % (batch_size * world_size)
+        self.step = batch_size * world_size
+        rest = len(dataset) % self.step
         keep_rest = rest and world_size == 1 and not drop_last
         self.left_over = 0 if keep_rest else rest
-        self.length = len(dataset) // (batch_size * world_size) + int(bool(keep_rest))
+        self.length = len(dataset) // self.step + int(bool(keep_rest))
         if self.length == 0:
             raise UserError(
                 f"{len(dataset)} training samples are fewer than one step of {world_size} x {batch_size}: "
@@ -77,7 +78,7 @@ class ResumableLoader:
         return self.length
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        batches = epoch_batches(self.dataset.lengths, self.batch_size * self.world_size, self.seed, epoch)
+        batches = epoch_batches(self.dataset.lengths, self.step, self.seed, epoch)
         return [batch[self.rank :: self.world_size].tolist() for batch in batches[: self.length]]
 
     def __iter__(self) -> Iterator:
@@ -103,17 +104,19 @@ class ResumableLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The position in the stream: ``done`` batches of epoch ``epoch``; the same on every rank."""
-        return {"epoch": self.epoch, "done": self.done, "length": self.length}
+        return {"epoch": self.epoch, "done": self.done, "samples": len(self.dataset), "step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a saved position.
+        """Go on from a saved position, which any number of ranks may have reached.
 
         Raises:
-            UserError: an epoch had another number of batches when the position was saved, so it means nothing here.
+            UserError: the position was saved with another number of samples, in all or in a step, and means nothing
+                here.
         """
-        if state["length"] != self.length:
+        if (state["samples"], state["step"]) != (len(self.dataset), self.step):
             raise UserError(
-                f"the checkpoint was made with {state['length']} batches an epoch, now there are {self.length}: resume "
-                "with the same data, batch size and number of devices, or start a new run from the adapter"
+                f"the checkpoint was made with {state['samples']:,} samples, {state['step']} a step, now there are "
+                f"{len(self.dataset):,}, {self.step} a step: resume with the same data and the same batch size times "
+                "devices, or start a new run from the adapter"
             )
-        self.epoch, self.done = state["epoch"], state["done"]
+        self.epoch, self.done = state["epoch"], min(state["done"], self.length)  # one rank alone takes a ragged rest

@@ -39,14 +39,22 @@ def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
     # made before anything is read: what is freed in between leaves no gaps, and blank tensors take no memory yet
     tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in checkpoint.shapes.items()}
     for name in with_progress(checkpoint, dtype):
-        stored = checkpoint[name]
-        if not is_finite(stored):
-            file = next((file for file, piece in checkpoint.pieces(name) if not is_finite(piece)), path)
-            raise UserError(f"{file} is damaged: {name} holds values that are not finite; copy or download it again")
-        tensors[name].copy_(stored)
-        del stored  # before the next is read
+        read_tensor(checkpoint, name, tensors[name])
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def read_tensor(checkpoint: Checkpoint, name: str, into: Tensor, rows: slice = slice(None)) -> None:
+    """Read, check and cast ``rows`` of a stored tensor; its own memory is free again when this returns.
+
+    Raises:
+        UserError: it holds values that are not finite (names the file).
+    """
+    stored = checkpoint[name][rows]
+    if not is_finite(stored):
+        file = next((file for file, piece in checkpoint.pieces(name) if not is_finite(piece)), checkpoint.path)
+        raise UserError(f"{file} is damaged: {name} holds values that are not finite; copy or download it again")
+    into.copy_(stored)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -109,20 +117,30 @@ def with_progress(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[str]:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite."""
-    return all(extreme.isfinite() for extreme in tensor.aminmax())  # of all ways the quickest, and without a copy
+    return not tensor.numel() or all(extreme.isfinite() for extreme in tensor.aminmax())  # of all ways the quickest, and without a copy
 
 
 def fingerprint(llama: Llama) -> str:
     """16 hex digits that tell these weights from others of the same shape, the same in every dtype down to bf16 and
     from every format that holds these very weights.
 
-    Reads the final norm and one row of each layer's matrices: enough to tell models apart, cheap at any size.
+    Reads the final norm and one row of each layer's matrices: enough to tell models apart, cheap at any size. A model
+    that no longer holds the weights as they were stored brings it along.
     """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(llama.named_parameters()):
-        row = parameter if parameter.dim() == 1 else parameter[0]
-        digest.update(name.encode() + row.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    if llama.fingerprint is not None:
+        return llama.fingerprint
+    return digest({name: first_row(parameter) for name, parameter in llama.named_parameters()})
+
+
+def first_row(tensor: Tensor) -> bytes:
+    """What a fingerprint reads of one tensor."""
+    row = tensor if tensor.dim() == 1 else tensor[0]
+    return row.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes()
+
+
+def digest(rows: dict[str, bytes]) -> str:
+    """The fingerprint of a model by its :func:`first_row` of every tensor."""
+    return hashlib.sha256(b"".join(name.encode() + row for name, row in sorted(rows.items()))).hexdigest()[:16]
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, torch.Size], where: str | Path) -> None:

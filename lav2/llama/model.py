@@ -193,6 +193,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
+        self.fingerprint: str | None = None  # of the stored weights, where these are sharded or rounded coarsely
         embeddings = torch.empty(config.vocab_size, config.hidden_size)
         if not embeddings.is_meta:  # there it would do nothing but import torch's compiler: 2 seconds and 160 MB
             nn.init.normal_(embeddings)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lav2.adapter import save_adapter
 from lav2.training.module import is_adapter
+from lav2.training.sharding import whole
 
 
 class MetricsFile(Logger):
@@ -138,5 +139,5 @@ class Gates(Callback):
             gates["visual"] = list(adapter["caption"].gates)
         for kind, members in gates.items():
             if members:
-                opened = [gate(train=False).abs().mean() for gate in members]
+                opened = [whole(gate(train=False)).abs().mean() for gate in members]
                 pl_module.log(f"train/{kind}_gate", sum(opened) / len(opened))

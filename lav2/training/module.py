@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from lav2.adapter import AdaptedLlama, owned, owner, trained_groups
 from lav2.adapter.ownership import trains
 from lav2.errors import UserError
+from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.loading import check_tensors
 from lav2.tasks import TASKS
-from lav2.training.loss import response_loss
+from lav2.training.loss import labelled_tokens, response_loss
 from lav2.training.optimizers import TaskOptim, TaskOptimizers, schedule
+from lav2.training.sharding import Sharding, whole
 
 MOST_SKIPPED = 10  # steps in a row; more are no accident
 
@@ -32,6 +34,7 @@ class JointModule(LightningModule):
         seed: of what a step draws (LaVIN's dropout).
         on_nan: ``stop`` at a step whose gradient is not finite, or ``skip`` it. Either names the batch, and nothing of
             it enters the parameters or the optimizers.
+        checkpoint: what the base model's weights are read from once it is sharded; of a model that holds them, None.
     """
 
     strict_loading = False  # checkpoints hold the adapter only; on_load_checkpoint checks them strictly
@@ -43,9 +46,10 @@ class JointModule(LightningModule):
         tasks: Sequence[str] = TASKS,
         seed: int = 0,
         on_nan: str = "stop",
+        checkpoint: Checkpoint | None = None,
     ):
         super().__init__()
-        self.seed, self.on_nan = seed, on_nan
+        self.seed, self.on_nan, self.checkpoint = seed, on_nan, checkpoint
         self.step_losses: list[tuple[str, Tensor, Tensor]] = []  # task, loss, samples of each batch of this step
         self.skipped = self.skipped_in_a_row = 0
         self.model = model.train()
@@ -56,18 +60,34 @@ class JointModule(LightningModule):
             for parameter in owned(model, group).values():
                 parameter.requires_grad_(group in groups)
 
+    def configure_model(self) -> None:
+        """Under FSDP2, shard the model and read this process's share of the base weights."""
+        if isinstance(self.trainer.strategy, Sharding):
+            self.trainer.strategy.shard(self.model, self.checkpoint)
+
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Let what a step draws depend on the seed and the step alone, so that a resumed run draws the same."""
         place = f"{self.seed} {self.current_epoch} {batch_index} {self.global_rank}"
         torch.manual_seed(zlib.crc32(place.encode()))
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
-        losses = {task: response_loss(self.model, rows, task) for task, rows in batch.items()}
+        counts = self.over_processes({task: labelled_tokens(rows) for task, rows in batch.items()})
+        losses = {task: response_loss(self.model, rows, task, counts[task]) for task, rows in batch.items()}
         self.optimizers(use_pl_optimizer=False).note_trained(trained_groups(self.model, batch, self.ownership))
         for task, loss in losses.items():
             self.step_losses.append((task, loss.detach(), batch[task]["indices"]))
+        for task, loss in self.over_processes(losses).items():
             self.log(f"train/{task}_loss", loss, prog_bar=True)
         return torch.stack(list(losses.values())).sum() + self.untouched(batch)
+
+    def over_processes(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The mean of each value over all processes, without a gradient.
+
+        Processes have unequal numbers of labelled tokens: divided by their mean number, the mean of the losses (and of
+        the gradients, which is what strategies take) is that of one process with all the samples.
+        """
+        means = self.trainer.strategy.reduce(torch.stack([*values.values()]).detach().float(), reduce_op="mean")
+        return dict(zip(values, means, strict=True))
 
     def untouched(self, batch: dict[str, dict[str, Tensor]]) -> Tensor | float:
         """0, through the parameters that this step does not reach: DDP waits for the gradients of all.
@@ -83,7 +103,8 @@ class JointModule(LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
         task = list(self.trainer.val_dataloaders)[dataloader_idx]
         loss = response_loss(self.model, batch, task)
-        self.log(f"val/{task}_loss", loss, batch_size=len(batch["tokens"]), add_dataloader_idx=False, prog_bar=True)
+        weight = max(1, int(labelled_tokens(batch)))  # the mean over all tokens, however they come in batches
+        self.log(f"val/{task}_loss", loss, batch_size=weight, add_dataloader_idx=False, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = TaskOptimizers(
@@ -101,7 +122,7 @@ class JointModule(LightningModule):
         finite = True
         for group, optim in self.optim.items():
             clip = optim.clip if optim.clip is not None else float("inf")
-            norm = nn.utils.clip_grad_norm_(optimizer.parameters(group), clip)
+            norm = whole(nn.utils.clip_grad_norm_(optimizer.parameters(group), clip))
             if not torch.isfinite(norm):
                 finite = False
                 self.leave_out(group, optimizer)

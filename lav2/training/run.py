@@ -8,6 +8,7 @@ import torch
 from lightning import seed_everything
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -30,19 +31,24 @@ from lav2.config import (
 from lav2.data.captions import CAPTION_PROMPT
 from lav2.data.report import print_examples
 from lav2.errors import UserError
-from lav2.llama import Llama, load_llama, load_tokenizer
+from lav2.llama import Llama, load_llama, load_tokenizer, open_checkpoint
+from lav2.llama.checkpoint import Checkpoint
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
 from lav2.training.module import JointModule
 from lav2.training.record import RunRecord, keep_config, recorded
+from lav2.training.sharding import Sharding, skeleton
 from lav2.training.speed import Speed
 from lav2.vision import VisionEncoder, feature_width
 
 # What makes a run the run it is: a resumed run must agree with the stored config in these sections.
-IDENTITY = ("llama", "adapter", "vision", "data", "optim", "tasks", "seed", "paths", "trainer", "strategy")
-# … except for what changes nothing but where and how fast it runs
-FREE = ("data.num_workers", "data.cache_dir", "trainer.log_every_n_steps", "trainer.accelerator")
+IDENTITY = ("llama", "adapter", "vision", "data", "optim", "tasks", "seed", "paths", "trainer")
+# … except for what changes nothing but where and how fast it runs; the loaders check that as many samples make a step
+FREE = (
+    *("data.num_workers", "data.cache_dir", "data.batch_size.caption", "data.batch_size.instruction"),
+    *("trainer.log_every_n_steps", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+)
 
 
 @recorded
@@ -102,12 +108,12 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     )
 
     torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
-    llama = load_llama(cfg.llama.path, DTYPES[cfg.llama.dtype])
+    llama, weights = base_model(cfg, trainer.strategy)
     model = AdaptedLlama(llama, adapter, feature_width(cfg.vision.name, cfg.vision.projected), encoder)
     if trainer.is_global_zero:
         write_parameters(model, folder)
         keep_config(cfg, folder)
-    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan)
+    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan, weights)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -115,6 +121,15 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # else the next run of a sweep would write into this one
     return {name: float(value) for name, value in trainer.logged_metrics.items()}
+
+
+def base_model(cfg: DictConfig, strategy: Strategy) -> tuple[Llama, Checkpoint | None]:
+    """The base model; under FSDP2 without weights, and what each process is to read its share of them from."""
+    dtype = DTYPES[cfg.llama.dtype]
+    if isinstance(strategy, Sharding):
+        checkpoint = open_checkpoint(cfg.llama.path)
+        return skeleton(checkpoint, dtype), checkpoint
+    return load_llama(cfg.llama.path, dtype), None
 
 
 def report_data(cfg: DictConfig) -> None:

@@ -73,7 +73,7 @@ def test_a_pass_has_the_length_of_an_epoch_wherever_it_starts():
     half_way = loader()
     stream(half_way, 5)
     assert len(list(half_way)) == len(half_way)
-    assert half_way.state_dict() == {"epoch": 1, "done": 5, "length": 8}
+    assert half_way.state_dict() == {"epoch": 1, "done": 5, "samples": 23, "step": 3}
 
 
 def test_ranks_share_equally_what_one_process_would_take():
