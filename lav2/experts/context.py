@@ -1,7 +1,8 @@
 """What experts say becomes context of the instruction (V2 paper, sec 4.4, figures 8 and 9)."""
 
+import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,19 @@ class Experts:
     def of(cls, experts: "Experts | Sequence[Expert]") -> "Experts":
         """A list of experts with the settings' defaults; what is an ``Experts`` already stays as it is."""
         return experts if isinstance(experts, Experts) else cls(experts)
+
+    def only(self, names: Iterable[str]) -> "Experts":
+        """These experts with the same settings, and what they know already.
+
+        Raises:
+            UserError: there is no expert of such a name.
+        """
+        chosen, known = copy.copy(self), {expert.name: expert for expert in self.experts}
+        names = [name.strip() for name in names]
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f"there is no expert {unknown[0]!r}; there are: {', '.join(known)}")
+        chosen.experts = [expert for name, expert in known.items() if name in names]
+        return chosen
 
     def consult(self, image: Picture) -> Consultation:
         """Ask every expert about ``image``, one after another."""
