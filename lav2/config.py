@@ -1,6 +1,8 @@
 """A composed config → its parts, and everything that is wrong with it, found before any weight is read."""
 
 import inspect
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,10 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"seed is {cfg.seed!r}; it must be a whole number from 0 to {2**32 - 1}"
     if cfg.on_nan not in ("stop", "skip"):
         yield f"on_nan is {cfg.on_nan!r}; choose stop or skip"
+    if not isinstance(cfg.compile, bool):
+        yield f"compile is {cfg.compile!r}; it must be true or false"
+    elif cfg.compile and not (shutil.which(os.environ.get("CXX", "g++")) or torch.cuda.is_available()):
+        yield "compile is true, and there is no C++ compiler: install g++, name one in CXX, or set compile=false"
     for name in ("checkpoint_every", "progress_every"):
         if not is_count(value := cfg.callbacks[name]):
             yield f"callbacks.{name} is {value!r}; it must be a whole number of steps, 1 or more"

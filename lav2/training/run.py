@@ -33,6 +33,7 @@ from lav2.data.report import print_examples
 from lav2.errors import UserError
 from lav2.llama import Llama, load_llama, load_tokenizer, open_checkpoint
 from lav2.llama.checkpoint import Checkpoint
+from lav2.llama.kernels import fuse
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
@@ -114,6 +115,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         write_parameters(model, folder)
         keep_config(cfg, folder)
     module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan, weights)
+    fuse(cfg.compile)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     finally:

@@ -1,0 +1,288 @@
+"""A training step of lav2 beside peft and litgpt on the same weights, and beside what frozen weights must cost.
+
+The weights are random, in the shape of SmolLM2-135M or of a few layers of LLaMA-7B. Half of the positions carry labels,
+as instructions do. Speeds are taken in turns within one process, so that a busy machine slows all; a ratio is the
+median over repetitions of ratios within one. Peak memory is taken in a process for each contestant, above what it holds
+once the weights and the contestant stand.
+
+    python -m benchmarks.training [--repetitions 5] [--shape smollm2] [--batch 4x256] [--dtype bfloat16] > training.json
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.measure import environment, matmul_rate, ratio, summary
+
+SHAPES = {
+    "smollm2": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "llama_7b_slice": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "tie_word_embeddings": False,
+    },
+}
+LIMITS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "initializer_range": 0.02}
+PROMPT_LENGTH = 10
+LORA = {"rank": 8, "scaling": 2.0}
+PAIRS = {"prompts": "peft_prompts", "bias_and_prompts": "litgpt_adapter_v2", "lora": "peft_lora"}
+Step = Callable[[], float]  # forward, backward, no optimizer: the loss
+
+
+def batch(shape: dict, batch_size: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels (B, T); the second half of each row is labelled."""
+    tokens = torch.randint(shape["vocab_size"], (batch_size, length), generator=torch.Generator().manual_seed(0))
+    labels = tokens.clone()
+    labels[:, : length // 2] = -100
+    return tokens, labels
+
+
+def write_weights(folder: str, shape: dict) -> None:
+    """A Hugging Face folder with random weights, which all contestants read."""
+    import transformers
+
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **LIMITS)).save_pretrained(folder)
+
+
+def lav2_step(folder: str, dtype: torch.dtype, config: dict, tokens: torch.Tensor, labels: torch.Tensor) -> Step:
+    from lav2.adapter import adapt
+    from lav2.llama import kernels, load_llama
+    from lav2.training.loss import response_loss
+
+    kernels.fuse()
+    model = adapt(load_llama(folder, dtype), config).train()
+    return step(model, lambda: response_loss(model, {"tokens": tokens, "labels": labels}, "instruction"))
+
+
+def prompts(folder: str, dtype: torch.dtype, layers: int, *data: torch.Tensor) -> Step:
+    return lav2_step(folder, dtype, {**NOTHING, "prompt_layers": layers - 1, "prompt_length": PROMPT_LENGTH}, *data)
+
+
+def bias_and_prompts(folder: str, dtype: torch.dtype, layers: int, *data: torch.Tensor) -> Step:
+    tuned = {"bias": True, "scale": "output", "norms": "all", "prompt_layers": layers - 2}
+    return lav2_step(folder, dtype, {**NOTHING, **tuned, "prompt_length": PROMPT_LENGTH}, *data)
+
+
+def lora(folder: str, dtype: torch.dtype, layers: int, *data: torch.Tensor) -> Step:
+    return lav2_step(folder, dtype, {**NOTHING, "lora": LORA}, *data)
+
+
+NOTHING = {
+    "bias": False,
+    "scale": "none",
+    "norms": "none",
+    "visual_layers": 0,
+    "prompt_layers": 0,
+    "prompt_length": 0,
+}
+
+
+def peft_step(folder: str, dtype: torch.dtype, config, tokens: torch.Tensor, labels: torch.Tensor) -> Step:
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    model = peft.get_peft_model(base, config).train()
+    return step(model, lambda: model(input_ids=tokens, labels=labels, use_cache=False).loss)
+
+
+def peft_prompts(folder: str, dtype: torch.dtype, layers: int, *data: torch.Tensor) -> Step:
+    from peft import AdaptionPromptConfig
+
+    config = AdaptionPromptConfig(adapter_len=PROMPT_LENGTH, adapter_layers=layers - 1, task_type="CAUSAL_LM")
+    return peft_step(folder, dtype, config, *data)
+
+
+def peft_lora(folder: str, dtype: torch.dtype, layers: int, *data: torch.Tensor) -> Step:
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=LORA["rank"],
+        lora_alpha=LORA["rank"] * LORA["scaling"],
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return peft_step(folder, dtype, config, *data)
+
+
+def litgpt_adapter_v2(folder: str, dtype: torch.dtype, layers: int, tokens: torch.Tensor, labels: torch.Tensor) -> Step:
+    from litgpt.adapter_v2 import GPT, Config, mark_only_adapter_v2_as_trainable
+    from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
+    from litgpt.utils import chunked_cross_entropy
+    from safetensors.torch import load_file
+
+    with open(f"{folder}/config.json") as file:
+        shape = json.load(file)
+    config = Config(
+        block_size=LIMITS["max_position_embeddings"],
+        n_layer=layers,
+        n_embd=shape["hidden_size"],
+        padded_vocab_size=shape["vocab_size"],
+        vocab_size=shape["vocab_size"],
+        n_head=shape["num_attention_heads"],
+        n_query_groups=shape["num_key_value_heads"],
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        norm_eps=LIMITS["rms_norm_eps"],
+        mlp_class_name="LLaMAMLP",
+        intermediate_size=shape["intermediate_size"],
+        adapter_prompt_length=PROMPT_LENGTH,
+    )
+    weights, state = load_file(f"{folder}/model.safetensors"), {}
+    copy_weights_hf_llama(config, {}, state, weights)
+    state.setdefault("lm_head.weight", state["transformer.wte.weight"])
+    model = GPT(config)
+    model.load_state_dict(state, strict=False)  # the adapter's own parameters are not in it
+    model = model.to(dtype).train()
+    if shape["tie_word_embeddings"]:
+        model.lm_head.linear.weight = model.transformer.wte.weight
+    mark_only_adapter_v2_as_trainable(model)
+
+    def loss() -> torch.Tensor:  # as litgpt's finetune/adapter_v2.py
+        for block in model.transformer.h:  # litgpt keeps the prompts' keys of the first step, and a second one fails
+            block.attn.adapter_kv_cache = None
+        logits = model(tokens, lm_head_chunk_size=128)
+        logits[-1] = logits[-1][..., :-1, :]
+        return chunked_cross_entropy(logits, labels[..., 1:])
+
+    return step(model, loss)
+
+
+def step(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def forward_and_backward() -> float:
+        for parameter in trainable:
+            parameter.grad = None
+        found = loss()
+        found.backward()
+        return found.item()
+
+    return forward_and_backward
+
+
+CONTESTANTS = (prompts, peft_prompts, bias_and_prompts, litgpt_adapter_v2, lora, peft_lora)
+
+
+def required_operations(shape: dict, batch_size: int, length: int) -> tuple[float, float]:
+    """Floating-point operations that frozen weights require, forward and backward through activations: (blocks, head).
+
+    A product with a weight costs two operations for each of its numbers and each token, forward, and as many backward
+    to the activation; the first block's input needs no gradient, which is left out of account. Attention over half of
+    the positions on average: two products forward, four backward. The head stands where there are labels.
+    """
+    size, heads = shape["hidden_size"], shape["num_attention_heads"]
+    kv_size = size // heads * shape["num_key_value_heads"]
+    weights = 2 * size * size + 2 * size * kv_size + 3 * size * shape["intermediate_size"]
+    tokens = batch_size * (length - 1)
+    block = 4 * weights * tokens + 6 * 2 * size * tokens * length / 2
+    labelled = batch_size * (length - length // 2)
+    return block * shape["num_hidden_layers"], 4 * size * shape["vocab_size"] * labelled
+
+
+def compare(
+    shape_name: str, dtype_name: str, batch_size: int, length: int, repetitions: int, only: list[str] | None
+) -> dict:
+    """Tokens a second, losses, peaks and ratios of all contestants in one shape, precision and batch."""
+    shape, dtype = SHAPES[shape_name], getattr(torch, dtype_name)
+    chosen = [c for c in CONTESTANTS if not only or c.__name__ in only]
+    with tempfile.TemporaryDirectory() as folder:
+        write_weights(folder, shape)
+        data = batch(shape, batch_size, length)
+        peaks = {c.__name__: peak(c, folder, dtype_name, shape["num_hidden_layers"], data) for c in chosen}
+        steps = {c.__name__: c(folder, dtype, shape["num_hidden_layers"], *data) for c in chosen}
+        losses = {name: forward_and_backward() for name, forward_and_backward in steps.items()}  # also warms up
+        speeds: dict[str, list[float]] = {name: [] for name in steps}
+        rates, limit = [], []
+        operations = sum(required_operations(shape, batch_size, length))
+        for _ in range(repetitions):
+            rates.append(matmul_rate(dtype, shape["hidden_size"], shape["intermediate_size"], batch_size * length))
+            limit.append(batch_size * length * rates[-1] / operations)
+            for name, forward_and_backward in steps.items():
+                start = time.perf_counter()
+                forward_and_backward()
+                speeds[name].append(batch_size * length / (time.perf_counter() - start))
+    return {
+        "shape": shape_name,
+        "dtype": dtype_name,
+        "batch": f"{batch_size}x{length}",
+        "loss": losses,
+        "matmul_gflops": summary([rate / 1e9 for rate in rates]),
+        "tokens_per_second": {name: summary(values) for name, values in speeds.items()},
+        "peak_mb_above_weights": peaks,
+        "speed_over_peer": {
+            ours: ratio(speeds[ours], speeds[peer]) for ours, peer in PAIRS.items() if {ours, peer} <= speeds.keys()
+        },
+        "memory_over_peer": {
+            ours: round(peaks[ours] / peaks[peer], 3) for ours, peer in PAIRS.items() if {ours, peer} <= peaks.keys()
+        },
+        "of_the_limit": {name: ratio(values, limit) for name, values in speeds.items()},
+    }
+
+
+def peak(contestant: Callable, folder: str, dtype: str, layers: int, data: tuple[torch.Tensor, ...]) -> float:
+    """MB that three steps of ``contestant`` take above what stands before the first, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=report_peak, args=(contestant, folder, dtype, layers, data, theirs))
+    process.start()
+    theirs.close()  # so that a process that fails is noticed
+    found = ours.recv()
+    process.join()
+    return found
+
+
+def report_peak(contestant: Callable, folder: str, dtype: str, layers: int, data, pipe) -> None:
+    forward_and_backward = contestant(folder, getattr(torch, dtype), layers, *data)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak counts from here
+    before = resident("VmRSS")
+    for _ in range(3):
+        forward_and_backward()
+    pipe.send(round(resident("VmHWM") - before, 1))
+
+
+def resident(field: str) -> float:
+    """``VmRSS`` or ``VmHWM`` of this process, in MB."""
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(field):
+                return int(line.split()[1]) / 1024
+    raise OSError(f"no {field} in /proc/self/status")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--shape", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--batch", nargs="+", default=["4x256", "8x512"])
+    parser.add_argument("--only", nargs="+", choices=[c.__name__ for c in CONTESTANTS])
+    arguments = parser.parse_args()
+    results = [
+        compare(shape, dtype, *map(int, size.split("x")), arguments.repetitions, arguments.only)
+        for shape in arguments.shape
+        for dtype in arguments.dtype
+        for size in arguments.batch
+    ]
+    print(json.dumps(environment("transformers", "peft", "litgpt") | {"results": results}, indent=2))
