@@ -1,6 +1,7 @@
 """What a run writes into its folder while it trains."""
 
 import csv
+import io
 import json
 import netrc
 import os
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lav2.adapter import save_adapter
+from lav2.disk import write_whole
 from lav2.training.module import is_adapter
 
 
@@ -52,16 +54,15 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file anew, under another name first: whoever reads it finds it whole."""
+        """Write the file anew; whoever reads it finds it whole."""
         if not self.rows:
             return
         columns = ["step", *sorted(set().union(*self.rows) - {"step"})]
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        temporary.replace(self.path)
+        content = io.StringIO(newline="")
+        writer = csv.DictWriter(content, columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, content.getvalue())
 
     def finalize(self, status: str) -> None:
         self.save()

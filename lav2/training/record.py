@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lav2.cli import in_sweep, told
-from lav2.disk import write_whole
+from lav2.disk import remove_leftovers, write_whole
 from lav2.training.speed import device_name, peak_memory_mb, reset_peak_memory
 
 RECORD = "run.json"
@@ -27,6 +27,8 @@ class RunRecord(Callback):
         self.folder = Path(folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            remove_leftovers(self.folder)
         reset_peak_memory()
         self.before = read_record(self.folder).get("seconds", 0.0)
         self.start = time.monotonic()
