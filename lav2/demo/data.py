@@ -45,7 +45,7 @@ def write_world(folder: str | Path, training: int, held_out: int, instruction_co
         return folder
     if folder.exists() and not stamp.is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something other than the embedded world; set data.folder to a new folder")
-    drawn = folder.with_name(f".{folder.name}-drawing")  # renamed when complete: what is there is whole
+    drawn = folder.with_name(f".{folder.name}-drawing-{os.getpid()}")  # renamed when complete: what is there is whole
     shutil.rmtree(drawn, ignore_errors=True)
     unseen = sample_scenes(held_out, seed + 1)  # first, so that rare kinds of scenes are held out as well
     scenes = sample_scenes(training, seed, exclude=frozenset(unseen))
@@ -55,7 +55,11 @@ def write_world(folder: str | Path, training: int, held_out: int, instruction_co
     (drawn / "train" / "instructions.json").write_text(json.dumps(told, indent=1))
     (drawn / stamp.name).write_text(json.dumps(settings))
     shutil.rmtree(folder, ignore_errors=True)
-    drawn.rename(folder)
+    try:
+        drawn.rename(folder)
+    except OSError:  # another run has drawn it meanwhile: the same world, for its settings are the same or it says so
+        shutil.rmtree(drawn)
+        return write_world(folder, training, held_out, instruction_count, seed)
     return folder
 
 
