@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, newest_chec
 from lav2.training.module import JointModule
 from lav2.training.record import RunRecord, keep_config, recorded
 from lav2.training.speed import Speed
+from lav2.training.tracking import Tracking
 from lav2.vision import VisionEncoder, feature_width
 
 # What makes a run the run it is: a resumed run must agree with the stored config in these sections.
@@ -88,6 +90,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             Gates(),
             Speed(),
             RunRecord(folder),
+            Tracking(OmegaConf.to_container(cfg, resolve=True), folder / "adapter"),
             DataProblems(folder / "data_problems.json"),
             TQDMProgressBar(refresh_rate=cfg.callbacks.progress_every, leave=True),
             Checkpoints(folder / "checkpoints", cfg.callbacks.checkpoint_every),
@@ -113,7 +116,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     finally:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # else the next run of a sweep would write into this one
+                failed = sys.exc_info()[0] is not None
+                logger.experiment.finish(exit_code=int(failed))  # else the sweep's next run would write into this one
     return {name: float(value) for name, value in trainer.logged_metrics.items()}
 
 

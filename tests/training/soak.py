@@ -1,7 +1,8 @@
 """``make soak``: kill -9 a training run at random moments, resume it, and compare with an uninterrupted one.
 
-Most kills fall into training, where every step writes a checkpoint; some into the start of the process. A run that
-ends before all kills are spent is compared, and another begun.
+Half of the kills fall at any moment of the training, where every step writes a checkpoint; a quarter are aimed at the
+writing of a checkpoint; a quarter fall into the start of the process. A run whose last step is done is let end and
+compared, and another begun.
 """
 
 import csv
@@ -23,8 +24,8 @@ from safetensors.torch import load_file
 from lav2.training.checkpoints import by_step, newest_checkpoint, step_of
 from tests.training.small import draw, settings
 
-STEPS = 40
-EARLY = 0.2  # of the kills fall into the start
+STEPS = 60
+AIMS = ("training", "training", "checkpoint", "start")
 
 
 def command(world: Path, folder: Path, processes: int) -> list[str]:
@@ -39,22 +40,29 @@ def begun(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
-def attempt(arguments: list[str], folder: Path, delay: float, early: bool) -> tuple[int, str]:
-    """Start or resume the run and kill all its processes after ``delay`` seconds, counted from the start of the process
-    (``early``) or of its training; the exit status, and what was going on."""
+def attempt(arguments: list[str], folder: Path, aim: str | None, delay: float) -> tuple[int, str]:
+    """Start or resume the run and, with an ``aim``, kill all its processes: ``delay`` seconds after the process started
+    (``start``) or its training, or at the next checkpoint after that. The exit status, and what was going on."""
     (folder / "run.json").unlink(missing_ok=True)
     with (folder.parent / f"{folder.name}.log").open("ab") as log:
         process = subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
-        while not early and not begun(folder) and process.poll() is None:
-            time.sleep(0.01)
-        try:
-            return process.wait(delay), "ended"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    if aim is None:
+        return process.wait(), "ended"
+    while aim != "start" and not begun(folder) and process.poll() is None:
+        time.sleep(0.01)
+    try:
+        return process.wait(delay), "ended"
+    except subprocess.TimeoutExpired:
+        pass
+    while aim == "checkpoint" and process.poll() is None and not any(folder.glob("checkpoints/.*.tmp")):
+        time.sleep(0.001)
+    if process.poll() is not None:
+        return process.returncode, "ended"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     written = [path.name for path in folder.rglob(".*.tmp")]
     if not begun(folder):
-        return -signal.SIGKILL, "start-up"
+        return -signal.SIGKILL, "starting"
     if any(".ckpt." in name for name in written):
         return -signal.SIGKILL, "writing a checkpoint"
     return -signal.SIGKILL, "writing another file" if written else "training"
@@ -93,7 +101,7 @@ def main() -> None:
     place = Path(tempfile.mkdtemp(prefix="soak-"))
     world, whole = draw(place), place / "whole"
     whole.mkdir()
-    status, _ = attempt(command(world, whole, chosen.processes), whole, 3600, early=False)
+    status, _ = attempt(command(world, whole, chosen.processes), whole, None, 0)
     if status:
         sys.exit(f"the uninterrupted run failed; see {whole}.log")
     training = json.loads((whole / "run.json").read_text())["seconds"]
@@ -107,10 +115,10 @@ def main() -> None:
         folder.mkdir()
         status = -signal.SIGKILL
         while status:
-            early = rng.random() < EARLY
-            delay = rng.uniform(0, 5) if early else rng.uniform(0, training / 4)
-            last = sum(moments.values()) == chosen.kills
-            status, moment = attempt(command(world, folder, chosen.processes), folder, 3600 if last else delay, early)
+            done = sum(moments.values()) == chosen.kills or newest_step(folder) == STEPS
+            aim = None if done else rng.choice(AIMS)
+            delay = rng.uniform(0, 5 if aim == "start" else training / 8)
+            status, moment = attempt(command(world, folder, chosen.processes), folder, aim, delay)
             if status not in (0, -signal.SIGKILL):
                 sys.exit(f"a resumed run failed with status {status}; see {folder}.log")
             if status:
