@@ -6,6 +6,7 @@ logger, as those of ``metrics.csv`` do.
 
 import netrc
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def run_id(path: Path) -> str:
     """The wandb run's id: that in ``path``, or a new one that is kept there."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(wandb.util.generate_id())
+        path.write_text(secrets.token_hex(4))
     return path.read_text()
 
 
