@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -74,12 +75,14 @@ def has_key() -> bool:
 
 
 def swept() -> list[str]:
-    """What sets this job of a sweep apart from the others, as ``key=value``: what its command line does not say."""
+    """What sets this job of a sweep apart, as ``key=value``: what the command line does not give one value."""
     if not in_sweep():
         return []
     hydra = HydraConfig.get()
     given = OmegaConf.load(Path(hydra.sweep.dir) / "multirun.yaml").hydra.overrides.task
-    return [change for change in hydra.overrides.task if change not in given]
+    parsed = OverridesParser.create().parse_overrides(list(given))
+    fixed = {override.key_or_group for override in parsed if not override.is_sweep_override()}
+    return [change for change in hydra.overrides.task if change.lstrip("+").partition("=")[0] not in fixed]
 
 
 def run_id(path: Path) -> str:

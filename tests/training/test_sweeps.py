@@ -15,6 +15,7 @@ from lav2 import report
 from lav2.cli import CONF, register_resolvers
 from lav2.config import problems
 from tests.training.small import settings
+from tests.training.test_logging import written
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +26,7 @@ def sweep(folder: Path, *overrides: str, script: str | Path = "train.py") -> sub
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"},
     )
 
 
@@ -36,9 +37,10 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_sweep_of_the_basic_launcher(world, tmp_path):
-    """The job that fails is in the middle."""
+    """The job that fails is in the middle; the others are runs of their own in wandb too, grouped and tagged."""
     short = ["trainer.max_steps=2", "trainer.limit_val_batches=0"]
-    done = sweep(tmp_path, "experiment=demo", *settings(world), *short, "adapter.prompt_layers=1,99,2")
+    varied = ("adapter.prompt_layers=1,99,2", "seed=7")
+    done = sweep(tmp_path, "experiment=demo", *settings(world), *short, *varied, "logger=wandb")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     said = done.stderr.splitlines()
     assert "job 1 of the sweep (" in said[-1] and f"python -m lav2.report {tmp_path}" in said[-1]
@@ -52,6 +54,8 @@ def test_a_sweep_of_the_basic_launcher(world, tmp_path):
         assert (tmp_path / str(job) / "adapter" / "adapter_model.safetensors").is_file()
         assert float(rows[job]["seconds"]) > 0 and 100 < float(rows[job]["peak_memory_mb"]) < 20_000
         assert float(rows[job]["train/caption_loss"]) > 0
+        (tracked,) = (record.run for record in written(tmp_path / str(job)) if record.HasField("run"))
+        assert tracked.run_group == tmp_path.name and list(tracked.tags) == [f"adapter.prompt_layers={job or 1}"]
 
 
 LIGHT = """
