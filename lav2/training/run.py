@@ -176,7 +176,7 @@ def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
     ]
     if differences:
         raise UserError(
-            f"resume={cfg.resume}: another run: {'; '.join(differences[:3])}; give the config it was started with"
+            f"{folder} holds another run: {'; '.join(differences[:3])}; give the config it was started with"
         )
     if checkpoint is None:
         raise UserError(f"resume={cfg.resume}: no checkpoint there yet; start the run anew")
