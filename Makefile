@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo family test test-all lint format demo-weights clean
+.PHONY: help install demo family test test-all soak lint format demo-weights clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test: $(VENV)/tested lint ## the test-suite (15 minutes at most)
 
 test-all: $(VENV)/tested lint ## the test-suite with the tests that take minutes each
 	$(RUN) -m pytest
+
+soak: $(VENV)/tested ## twenty random kills of a training run, resumed and compared (minutes; KILLS=… PROCESSES=…)
+	$(RUN) -m tests.training.soak --kills $(or $(KILLS),20) --processes $(or $(PROCESSES),1)
 
 lint: $(VENV)/tested
 	$(VENV)/bin/ruff check .

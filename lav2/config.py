@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
+from lav2.cli import in_sweep
 from lav2.errors import UserError
 from lav2.llama import LlamaConfig, load_tokenizer, open_checkpoint
 from lav2.llama.loading import read_config
@@ -224,7 +226,24 @@ def trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.gradient_clip_val is {norm}, one norm for both tasks; set optim.<task>.clip instead"
     if cfg.trainer.get("max_steps", -1) == -1 and cfg.trainer.get("max_epochs") == -1:
         yield "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one"
-    build_trainer(cfg, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    yield from sweep_problems(build_trainer(cfg, **dict.fromkeys(quiet, False)))
+
+
+def sweep_problems(trainer: Trainer) -> Iterator[str]:
+    """Several processes in one job of a sweep: Lightning would start each by the sweep's own command line."""
+    if not in_sweep() or trainer.num_devices * trainer.num_nodes == 1:
+        return
+    hydra = HydraConfig.get()
+    name, tasks = hydra.runtime.choices["hydra/launcher"], hydra.launcher.get("tasks_per_node")
+    if not hydra.launcher._target_.endswith("SlurmLauncher"):
+        yield (
+            f"trainer.devices: a job of a sweep has {trainer.num_devices * trainer.num_nodes} processes, each of which "
+            f"would start the sweep again under the launcher {name}; set hydra/launcher=slurm_a100, give each job one "
+            "device, or train one after the other without -m"
+        )
+    elif tasks != trainer.num_devices:
+        yield f"hydra.launcher.tasks_per_node is {tasks}; trainer.devices asks for {trainer.num_devices} processes"
 
 
 def data_problems(cfg: DictConfig) -> Iterator[str]:

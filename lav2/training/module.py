@@ -1,5 +1,6 @@
 """Joint training with disjoint parameters (V2 paper, sec 4.2) as a LightningModule."""
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -136,22 +137,30 @@ class JointModule(LightningModule):
 
     def leave_out(self, group: str, optimizer: TaskOptimizers) -> None:
         """Name the batch whose loss or gradient is not finite; stop, or let ``group`` take no step."""
-        found = [(task, loss, rows) for task, loss, rows in self.step_losses if not torch.isfinite(loss)]
+        batches = self.batches_of_this_step()
         samples = "; ".join(
-            f"{task} loss {loss.item():.4g}, samples {', '.join(self.places(task, rows))}"
-            for task, loss, rows in found or self.step_losses
+            f"{task} loss {loss:.4g}, samples {', '.join(places)}"
+            for task, loss, places in [batch for batch in batches if not math.isfinite(batch[1])] or batches
         )
         line = f"step {self.global_step}: the {group} group's gradient is not finite: {samples}"
         if self.on_nan == "stop" or self.skipped_in_a_row >= MOST_SKIPPED:
             raise UserError(f"{line}. Mend the data, lower optim.{group}.optimizer.lr, or skip such steps: on_nan=skip")
-        print(f"{line}. The step is left out.")
+        self.print(f"{line}. The step is left out.")
         for parameter in optimizer.parameters(group):
             parameter.grad = None
 
-    def places(self, task: str, rows: Tensor) -> list[str]:
-        """Where the samples of a batch stand in the data files."""
-        places = self.trainer.datamodule.training[task].places
-        return [places[row] for row in rows.tolist()]
+    def batches_of_this_step(self) -> list[tuple[str, float, list[str]]]:
+        """Task, loss and the samples' places in the data files, of the batches of all processes."""
+        data = self.trainer.datamodule.training
+        batches = [
+            (task, loss.item(), [data[task].places[row] for row in rows.tolist()])
+            for task, loss, rows in self.step_losses
+        ]
+        if self.trainer.world_size == 1:
+            return batches
+        gathered = [batches] * self.trainer.world_size
+        torch.distributed.all_gather_object(gathered, batches)
+        return [batch for share in gathered for batch in share]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter only: megabytes, not the base weights."""

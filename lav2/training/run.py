@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ from lav2.training.module import JointModule
 from lav2.training.record import RunRecord, keep_config, recorded
 from lav2.training.sharding import Sharding, skeleton
 from lav2.training.speed import Speed
+from lav2.training.tracking import Tracking
 from lav2.vision import VisionEncoder, feature_width
 
 # What makes a run the run it is: a resumed run must agree with the stored config in these sections.
@@ -95,6 +97,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             Gates(),
             Speed(),
             RunRecord(folder),
+            Tracking(OmegaConf.to_container(cfg, resolve=True), folder / "adapter"),
             DataProblems(folder / "data_problems.json"),
             TQDMProgressBar(refresh_rate=cfg.callbacks.progress_every, leave=True),
             Checkpoints(folder / "checkpoints", cfg.callbacks.checkpoint_every),
@@ -121,7 +124,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     finally:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # else the next run of a sweep would write into this one
+                failed = sys.exc_info()[0] is not None
+                logger.experiment.finish(exit_code=int(failed))  # else the sweep's next run would write into this one
     return {name: float(value) for name, value in trainer.logged_metrics.items()}
 
 
@@ -189,7 +193,7 @@ def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
     ]
     if differences:
         raise UserError(
-            f"resume={cfg.resume}: another run: {'; '.join(differences[:3])}; give the config it was started with"
+            f"{folder} holds another run: {'; '.join(differences[:3])}; give the config it was started with"
         )
     if checkpoint is None:
         raise UserError(f"resume={cfg.resume}: no checkpoint there yet; start the run anew")

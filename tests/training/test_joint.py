@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from lav2.adapter import owner
 from lav2.errors import UserError
 from lav2.training import run as run_module
+from lav2.training.checkpoints import newest_checkpoint
 from lav2.training.module import JointModule
 
 
@@ -120,7 +121,7 @@ def test_a_resume_with_another_config_is_refused(run, config, tmp_path):
 def test_a_checkpoint_of_another_adapter_is_refused(run, config):
     """Even where the configs agree, the parameters are checked one by one."""
     folder = run("run")
-    checkpoint = next((folder / "checkpoints").glob("*.ckpt"))
+    checkpoint = newest_checkpoint(folder / "checkpoints")
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"].pop("model.adapter.instruction.norm.weight")
     torch.save(content, checkpoint)

@@ -10,7 +10,7 @@ import torch
 
 from lav2.adapter import load_adapter, save_adapter
 from lav2.llama import load_llama
-from tests.training.conftest import few_steps
+from tests.training.small import settings
 from tests.training.processes import run, run_in_processes
 from tests.training.test_joint import adapter, metrics
 
@@ -27,7 +27,7 @@ TOGETHER = ["data.batch_size={caption: 4, instruction: 2}", "trainer.devices=2"]
 def runs(world, tmp_path_factory) -> Path:
     """Runs of one process, DDP and FSDP2; and those that were killed and went on in another number of processes."""
     folder = tmp_path_factory.mktemp("runs")
-    base = ["experiment=demo", *few_steps(world), *COMMON]
+    base = ["experiment=demo", *settings(world), *COMMON]
     run(folder / "one", base + ALONE)
     run(folder / "one_then_fsdp2", base + ALONE, 2)
     run_in_processes(
