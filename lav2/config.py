@@ -17,15 +17,17 @@ from lav2.adapter import AdapterConfig
 from lav2.errors import UserError
 from lav2.llama import LlamaConfig, load_tokenizer, open_checkpoint
 from lav2.llama.loading import read_config
+from lav2.llama.quantization import QUANTIZATIONS, check_torchao
 from lav2.llama.tokenizer import tokenizer_file
 from lav2.tasks import TASKS
 from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
+from lav2.training.strategies import device_problems, strategy_problems
 from lav2.vision import VisionEncoder
 from lav2.vision.encoder import vision_problems as encoder_problems
 from lav2.vision.towers import bare_tower, blocks, token_shape
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # a run knows its base by a fingerprint that these keep
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def has_weights(cfg: DictConfig) -> bool:
@@ -134,6 +136,8 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
     """What concerns the run as a whole."""
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         yield f"seed is {cfg.seed!r}; it must be a whole number from 0 to {2**32 - 1}"
+    if type(cfg.activation_checkpointing) is not bool:
+        yield f"activation_checkpointing is {cfg.activation_checkpointing!r}; it must be true or false"
     for name in ("checkpoint_every", "progress_every"):
         if not is_count(value := cfg.callbacks[name]):
             yield f"callbacks.{name} is {value!r}; it must be a whole number of steps, 1 or more"
@@ -142,6 +146,10 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
 def llama_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.llama.dtype not in tuple(DTYPES):
         yield f"llama.dtype is {cfg.llama.dtype!r}; choose one of {', '.join(DTYPES)}"
+    if cfg.llama.quantize in tuple(QUANTIZATIONS):
+        check_torchao(cfg.llama.quantize)
+    elif cfg.llama.quantize is not None:
+        yield f"llama.quantize is {cfg.llama.quantize!r}; choose one of {', '.join(QUANTIZATIONS)}, or null"
     shape = llama_shape(cfg)
     if has_weights(cfg):
         try:
@@ -216,7 +224,10 @@ def trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.gradient_clip_val is {norm}, one norm for both tasks; set optim.<task>.clip instead"
     if cfg.trainer.get("max_steps", -1) == -1 and cfg.trainer.get("max_epochs") == -1:
         yield "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one"
-    build_trainer(cfg, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    clips = {task: cfg.optim[task].get("clip") for task in cfg.tasks if cfg.optim.get(task) is not None}
+    yield from strategy_problems(cfg.strategy, clips, cfg.llama.quantize)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    yield from device_problems(cfg.strategy, build_trainer(cfg, **quiet))
 
 
 def data_problems(cfg: DictConfig) -> Iterator[str]:

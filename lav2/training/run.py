@@ -35,6 +35,7 @@ from lav2.llama.checkpoint import Checkpoint
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.module import JointModule
+from lav2.training.recomputation import recompute_blocks
 from lav2.training.sharding import Sharding, skeleton
 from lav2.vision import VisionEncoder, feature_width
 
@@ -109,6 +110,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if trainer.is_global_zero:
         write_parameters(model, folder)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    if cfg.activation_checkpointing:
+        recompute_blocks(llama)
     module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, weights)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -125,7 +128,7 @@ def base_model(cfg: DictConfig, strategy: Strategy) -> tuple[Llama, Checkpoint |
     if isinstance(strategy, Sharding):
         checkpoint = open_checkpoint(cfg.llama.path)
         return skeleton(checkpoint, dtype), checkpoint
-    return load_llama(cfg.llama.path, dtype), None
+    return load_llama(cfg.llama.path, dtype, cfg.llama.quantize), None
 
 
 def report_data(cfg: DictConfig) -> None:
