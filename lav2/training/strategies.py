@@ -44,7 +44,7 @@ def strategy_name(strategy: DictConfig) -> str:
     engine = strategy.strategy
     if isinstance(engine, str):
         return {"auto": "single"}.get(engine, engine)
-    return "deepspeed" if "deepspeed" in engine._target_ else "fsdp2"
+    return {"deepspeed": "deepspeed", "Sharding": "fsdp2"}.get(engine._target_.rpartition(".")[2], "ddp")
 
 
 def strategy_problems(strategy: DictConfig, clips: Mapping[str, float | None], quantize: str | None) -> Iterator[str]:
