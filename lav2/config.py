@@ -101,14 +101,14 @@ def construct(name: str, section: DictConfig, **more: Any) -> Any:
 def problems(cfg: DictConfig) -> list[str]:
     """Everything that is wrong with ``cfg``, one line each; empty when it can be run.
 
-    For ``data_report`` only what that needs is looked at.
+    For ``data_report`` and ``plan`` only what these need is looked at.
     """
     found = list(task_problems(cfg))
     if found:  # look at the rest as if all tasks were meant
         cfg = cfg.copy()
         OmegaConf.set_struct(cfg, False)
         cfg.tasks = list(TASKS)
-    for section, check in (REPORT_CHECKS if cfg.data_report else CHECKS).items():
+    for section, check in (REPORT_CHECKS if cfg.data_report else PLAN_CHECKS if cfg.plan else CHECKS).items():
         try:
             for line in check(cfg):
                 found.append(line)
@@ -254,6 +254,7 @@ CHECKS = {
     "trainer": trainer_problems,
     "data": data_problems,
 }
+PLAN_CHECKS = CHECKS | {"trainer": lambda cfg: ()}  # the GPUs need not be here
 REPORT_CHECKS = {"llama": tokenizer_problems, "data": data_problems}
 
 

@@ -35,6 +35,7 @@ from lav2.llama.checkpoint import Checkpoint
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.module import JointModule
+from lav2.training.plan import planned, print_plan
 from lav2.training.recomputation import recompute_blocks
 from lav2.training.sharding import Sharding, skeleton
 from lav2.vision import VisionEncoder, feature_width
@@ -52,7 +53,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """Train as ``cfg`` says and leave in ``folder`` what a run folder holds (README, "A run folder").
 
     Without base weights (``llama.path`` is null) only the parameter table is made, with ``data_report`` only the
-    report on the data is printed.
+    report on the data is printed, with ``plan`` only what each GPU will hold.
 
     Returns:
         The last value of every logged metric.
@@ -64,6 +65,9 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         raise UserError(found[0] if len(found) == 1 else f"{len(found)} problems:\n  " + "\n  ".join(found))
     if cfg.data_report:
         report_data(cfg)
+        return {}
+    if cfg.plan:
+        print_plan(*planned(cfg, bare_model(cfg), build_data(cfg), build_optim(cfg)))
         return {}
     checkpoint = resumed_checkpoint(cfg, folder) if cfg.resume else None
     folder.mkdir(parents=True, exist_ok=True)
