@@ -146,7 +146,9 @@ def test_two_processes_under_fsdp2_take_what_the_plan_says(tmp_path):
     plan = planner(LARGER, SMALL, torch.float32, JOINT).memory(Setting("fsdp2", 2, False, False, None, ROWS))
     start_processes(sharded_steps, (free_port(), str(tmp_path)), nprocs=2)
     for rank in ("0", "1"):
-        assert sum(plan.values()) == pytest.approx(int((tmp_path / rank).read_text()), rel=0.15), plan
+        peak = int((tmp_path / rank).read_text())
+        print(f"planned {sum(plan.values()) / peak:.3f} of the measured {peak / 1e6:.0f} MB")
+        assert sum(plan.values()) == pytest.approx(peak, rel=0.15), plan
 
 
 def test_the_plan_of_65b_needs_no_weights_and_no_gpus(config, tmp_path, capsys):
@@ -159,26 +161,28 @@ def test_the_plan_of_65b_needs_no_weights_and_no_gpus(config, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_does_not_fit_says_what_to_change():
-    """Each change by the words of the command line, and what they would bring."""
+def test_what_does_not_fit_says_what_to_change_in_words_of_the_command_line():
     plan = planner(SHAPE, ADAPTERS["v2"], torch.float32, JOINT)
-    setting = Setting("ddp", 4, False, False, None, ROWS)
-    sizes = [sum(plan.memory(other).values()) for other in plan.changes(setting).values()]
-    assert list(plan.changes(setting)) == [
+    words = [
         "activation_checkpointing=true",
-        "activation_checkpointing=true strategy=fsdp2",
-        "activation_checkpointing=true strategy=fsdp2 "
+        "strategy=fsdp2",
         "'data.batch_size={caption: 1, instruction: 1}' trainer.accumulate_grad_batches=4",
-        "activation_checkpointing=true strategy=fsdp2 "
-        "'data.batch_size={caption: 1, instruction: 1}' trainer.accumulate_grad_batches=4 strategy.strategy.offload=true",
+        "strategy.strategy.offload=true",
     ]
-    assert sum(plan.memory(setting).values()) > sizes[0] and sizes[1] > sizes[2] > sizes[3]
+    setting = Setting("ddp", 4, False, False, None, ROWS)
+    assert list(plan.changes(setting)) == [" ".join(words[: count + 1]) for count in range(4)]
+    setting = Setting("single", 1, True, False, None, {"caption": 1, "instruction": 1})
+    assert list(plan.changes(setting)) == ["llama.quantize=nf4"]
 
 
 @pytest.mark.parametrize(
-    "override", ["experiment=lavin_scienceqa_7b", "strategy=deepspeed_zero3", "trainer.devices=-1"]
+    "experiment, override",
+    [
+        ("lavin_scienceqa_7b", "strategy=single"),
+        ("v2_7b", "strategy=deepspeed_zero3"),
+        ("v2_7b", "trainer.devices=-1"),
+    ],
 )
-def test_what_cannot_be_planned_is_one_line(config, tmp_path, override):
-    experiment = override.partition("=")[2] if override.startswith("experiment") else "v2_7b"
+def test_what_cannot_be_planned_is_one_line(config, tmp_path, experiment, override):
     with pytest.raises(UserError, match="plan=true"):
-        train(config("plan=true", *([] if "experiment" in override else [override]), experiment=experiment), tmp_path)
+        train(config("plan=true", override, experiment=experiment), tmp_path)
