@@ -39,6 +39,8 @@ from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
 from lav2.training.module import JointModule
+from lav2.training.plan import planned, print_plan
+from lav2.training.recomputation import recompute_blocks
 from lav2.training.record import RunRecord, keep_config, recorded
 from lav2.training.sharding import Sharding, skeleton
 from lav2.training.speed import Speed
@@ -59,7 +61,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """Train as ``cfg`` says and leave in ``folder`` what a run folder holds (README, "A run folder").
 
     Without base weights (``llama.path`` is null) only the parameter table is made, with ``data_report`` only the
-    report on the data is printed.
+    report on the data is printed, with ``plan`` only what each GPU will hold.
 
     Returns:
         The last value of every logged metric.
@@ -71,6 +73,9 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         raise UserError(found[0] if len(found) == 1 else f"{len(found)} problems:\n  " + "\n  ".join(found))
     if cfg.data_report:
         report_data(cfg)
+        return {}
+    if cfg.plan:
+        print_plan(*planned(cfg, bare_model(cfg), build_data(cfg), build_optim(cfg)))
         return {}
     checkpoint = resumed_checkpoint(cfg, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,8 +122,10 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if trainer.is_global_zero:
         write_parameters(model, folder)
         keep_config(cfg, folder)
-    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan, weights)
+    if cfg.activation_checkpointing:
+        recompute_blocks(llama)
     fuse(cfg.compile)
+    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan, weights)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     finally:
@@ -135,7 +142,7 @@ def base_model(cfg: DictConfig, strategy: Strategy) -> tuple[Llama, Checkpoint |
     if isinstance(strategy, Sharding):
         checkpoint = open_checkpoint(cfg.llama.path)
         return skeleton(checkpoint, dtype), checkpoint
-    return load_llama(cfg.llama.path, dtype), None
+    return load_llama(cfg.llama.path, dtype, cfg.llama.quantize), None
 
 
 def report_data(cfg: DictConfig) -> None:
