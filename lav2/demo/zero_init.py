@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lav2.adapter.classifier import ZeroInitClassifier
 from lav2.cli import CONF, clear_errors, quiet, register_resolvers
-from lav2.demo.language import description
+from lav2.demo.language import caption
 from lav2.demo.pretrain_vision import MODEL, WEIGHTS
 from lav2.demo.world import COLORS, Scene, render, sample_scenes
 from lav2.errors import UserError
@@ -65,12 +65,12 @@ class PictureTask:
 
 
 class TextTask:
-    """A description of two shapes and a statement: does it hold that this shape has that color?
+    """Captions of two shapes, "A small red star above a large blue heart.": what color has the large one?
 
-    The color is always that of one of the two. The statement is asked of both shapes alike and holds every other time.
+    Which color is told by the word in front of it, wherever the two stand; the state of the first token tells both.
     """
 
-    classes = ("does not hold", "holds")
+    classes = COLORS
 
     def __init__(self):
         try:
@@ -82,14 +82,17 @@ class TextTask:
         self.backbone = RobertaModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
 
     def samples(self, split: str, count: int) -> Dataset:
-        """(text, class)."""
-        rng, samples = random.Random(f"statements {split}"), []
-        for index, scene in enumerate(pairs(split, count)):
-            item, other = rng.sample(scene.items, 2)
-            holds = index % 2
-            color = item.color if holds else other.color
-            samples.append((f"{description(scene, rng)}\nThe {item.shape} is {color}.", holds))
-        return samples
+        """(caption, class)."""
+        rng, samples = random.Random(f"captions {split}"), []
+        for scene in pairs(split, 3 * count):
+            large = [item for item in scene.items if item.size == "large"]
+            if len(large) != 1:
+                continue
+            text = caption(scene, rng)
+            while "large" not in text:  # some captions leave sizes out
+                text = caption(scene, rng)
+            samples.append((text, COLORS.index(large[0].color)))
+        return samples[:count]
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
