@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo family test test-all soak lint format demo-weights clean
+.PHONY: help install demo family zero-init test test-all soak lint format demo-weights clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,6 +32,13 @@ demo: install ## train V2 jointly on the embedded world, evaluate it, and write 
 family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (forty minutes)
 	$(RUN) -m lav2.demo.family
 
+zero-init: $(VENV)/transformers ## zero-initialised attention in a ViT and a RoBERTa, beside a linear head (ten minutes)
+	$(RUN) -m lav2.demo.zero_init
+
+$(VENV)/transformers: $(VENV)/installed pyproject.toml
+	$(VENV)/bin/python -m pip install --quiet --editable ".[transformers]"
+	@touch $@
+
 test: $(VENV)/tested lint ## the test-suite (15 minutes at most)
 	$(RUN) -m pytest -m "not slow"
 
@@ -49,9 +56,10 @@ format: $(VENV)/tested ## put the code into form
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-demo-weights: install ## pre-train the embedded world's LLaMA and vision encoder anew (half an hour; they are committed)
+demo-weights: $(VENV)/transformers ## pre-train the embedded world's models anew (an hour; they are committed)
 	$(RUN) -m lav2.demo.pretrain_vision
 	$(RUN) -m lav2.demo.pretrain_llama
+	$(RUN) -m lav2.demo.pretrain_roberta
 
 clean: ## remove what runs have made; the virtual environment stays
 	rm -rf outputs multirun wandb
