@@ -29,7 +29,6 @@ STYLE = Path(__file__).with_name("page.css")
 SETTINGS = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
 WHOLE = ("max_new_tokens", "top_k", "seed")
 
-
 @dataclass
 class Session:
     """One visitor's conversation, and the messages that the page shows of it."""
@@ -48,10 +47,10 @@ class PictureBox(gr.Image):
         return payload and (payload.path, payload.orig_name or "picture")
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 class Page:
     """The page and what happens on it.
@@ -263,7 +262,6 @@ class Page:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{name} is no picture that can be read; try JPEG, PNG or WebP") from None
-
 
 def serve(
     assistant: Assistant, experts: Experts, settings: Mapping[str, Any], cfg: DictConfig, block: bool = True

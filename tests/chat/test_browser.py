@@ -75,8 +75,7 @@ def ask(page, question):
     start = time.monotonic()
     page.press("#question textarea", "Enter")
     page.wait_for_function(
-        f"() => [...document.querySelectorAll('#chat .bot.message')].slice({before})"
-        ".some(one => one.innerText.trim())",
+        f"() => [...document.querySelectorAll('#chat .bot.message')].slice({before}).some(one => one.innerText.trim())",
         polling=20,
     )
     return time.monotonic() - start

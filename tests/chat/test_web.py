@@ -100,7 +100,7 @@ def test_visitors_do_not_mix(page, pictures):
     sessions = [begun(picture) for picture in pictures]
     together = [answers(sessions, "Hello.", "Hello."), answers(sessions, "What is left?", "What is right?")]
     assert list(map(list, zip(*together, strict=True))) == apart
-    assert len(set(sum(apart, []))) == 4
+    assert apart[0][1] != apart[1][1]
 
 
 def test_a_new_conversation_knows_nothing(page, pictures):
