@@ -38,13 +38,12 @@ class Session:
     messages: list[dict[str, Any]] = field(default_factory=list)
 
 
-class PictureBox(gr.Image):
-    """An image component that hands on the uploaded file as it is, so that the page says what is wrong with it."""
-
-    is_template = True  # the browser's part is gradio's own
-
-    def preprocess(self, payload):
-        return payload and (payload.path, payload.orig_name or "picture")
+def picture_box(**settings: Any) -> gr.Image:
+    """An image component that hands on the uploaded file and its name as they are: gradio would open the file itself,
+    and say of what is no picture that something went wrong."""
+    box = gr.Image(**settings)
+    box.preprocess = lambda payload: payload and (payload.path, payload.orig_name or "picture")
+    return box
 
 
 class Page:
@@ -79,7 +78,7 @@ class Page:
             gr.Markdown(f"### lav2 · {Path(self.cfg.run).resolve().name}", elem_id="title")
             with gr.Row(elem_id="page"):
                 with gr.Column(scale=2, min_width=280, elem_id="side"):
-                    picture = PictureBox(
+                    picture = picture_box(
                         show_label=False,
                         placeholder="Drop a picture here\nor click to choose one",
                         sources=["upload", "clipboard"],

@@ -37,7 +37,9 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(run, assistant, pictures, browser):
-    web = pytest.importorskip("lav2.chat.web", exc_type=ValueError)
+    pytest.importorskip("gradio", reason='the web page needs gradio: pip install "lav2[web]"')
+    from lav2.chat import web
+
     cfg = config(run, f"web.port={free_port()}", "web.max_megabytes=1", f"web.examples={pictures[0].parent}")
     page = web.serve(assistant, Experts([Sign()]), SETTINGS | {"max_new_tokens": 180}, cfg, block=False)
     yield page.local_url
@@ -105,7 +107,7 @@ def test_a_picture_a_question_an_answer(visit, assistant, pictures, width):
     assert page.evaluate("document.documentElement.scrollWidth") == WIDTHS[width][0]  # nothing sticks out
     for part in ("#picture", "#chat", "#question", "#experts"):
         box = page.locator(part).bounding_box()
-        assert 0 <= box["x"] and box["x"] + box["width"] <= WIDTHS[width][0]
+        assert box["x"] >= 0 and box["x"] + box["width"] <= WIDTHS[width][0]
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{width}.png", full_page=True)
 
@@ -155,9 +157,11 @@ def test_wrong_uploads_get_a_message(visit, tmp_path, pictures):
     assert huge.stat().st_size > 1_000_000
     drop(page, text)
     page.wait_for_selector("text=notes.png is no picture that can be read")
+    page.wait_for_timeout(500)  # the message fades in
     page.screenshot(path=SCREENSHOTS / "no_picture.png")
     drop(page, huge)
     page.wait_for_selector("text=/too large|exceeds|maximum/i")
+    page.wait_for_timeout(500)
     page.screenshot(path=SCREENSHOTS / "huge.png")
     drop(page, pictures[1])  # and it goes on
     page.wait_for_selector("#chat img")
