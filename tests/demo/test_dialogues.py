@@ -67,7 +67,7 @@ def trained(tmp_path_factory):
     """V2 on follow-ups alone, without images: a minute."""
     folder = tmp_path_factory.mktemp("dialogues")
     rng = random.Random(0)
-    held_out = sample_scenes(200, seed=1)
+    held_out = sample_scenes(100, seed=1)
     scenes = sample_scenes(3000, seed=0, exclude=frozenset(held_out))
     write_dialogues(folder / "told.json", [follow_up(rng.choice(scenes), rng) for _ in range(5000)])
     files = f"data.instructions=[{{format: sharegpt, path: {folder / 'told.json'}}}]"
