@@ -75,7 +75,7 @@ def pytest_deselected(items) -> None:
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """Say aloud what was not checked."""
-    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
     count = sum("LAV2_TEST_DATA" in reason for reason in skipped)
     terminalreporter.write_line(f"{count} tests skipped for want of real data (LAV2_TEST_DATA)")
     if count := sum("lav2[web]" in reason for reason in skipped):
@@ -83,4 +83,4 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if count := terminalreporter.config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(f"{count} tests of the web page in a real browser left out (make test-web)")
     for reason in {reason for reason in skipped if "Chromium" in reason}:
-        terminalreporter.write_line(f"NOT CHECKED: {reason}")
+        terminalreporter.write_line(f"NOT CHECKED in a browser. {reason}")
