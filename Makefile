@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo family zero-init test test-all soak lint format demo-weights clean
+.PHONY: help install demo family zero-init test test-all test-web soak lint format demo-weights clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,10 +40,14 @@ $(VENV)/transformers: $(VENV)/installed pyproject.toml
 	@touch $@
 
 test: $(VENV)/tested lint ## the test-suite (15 minutes at most)
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow and not web"
 
 test-all: $(VENV)/tested lint ## the test-suite with the tests that take minutes each
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not web"
+
+test-web: $(VENV)/tested ## the web page in a real headless Chromium; screenshots in outputs/test_web/
+	$(VENV)/bin/python -m pip install --quiet "gradio>=6" "playwright>=1.49"
+	$(RUN) -m pytest tests/chat/test_web.py tests/chat/test_browser.py
 
 soak: $(VENV)/tested ## twenty random kills of a training run, resumed and compared (minutes; KILLS=… PROCESSES=…)
 	$(RUN) -m tests.training.soak --kills $(or $(KILLS),20) --processes $(or $(PROCESSES),1)
