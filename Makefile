@@ -40,10 +40,10 @@ $(VENV)/transformers: $(VENV)/installed pyproject.toml
 	@touch $@
 
 test: $(VENV)/tested lint ## the test-suite (15 minutes at most)
-	$(RUN) -m pytest -m "not slow and not web"
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not web"
 
 test-all: $(VENV)/tested lint ## the test-suite with the tests that take minutes each
-	$(RUN) -m pytest -m "not web"
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not web"
 
 test-web: $(VENV)/tested ## the web page in a real headless Chromium; screenshots in outputs/test_web/
 	$(VENV)/bin/python -m pip install --quiet "gradio>=6" "playwright>=1.49"
