@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo family zero-init test test-all test-web soak lint format demo-weights clean
+.PHONY: help install demo family zero-init test test-all test-web soak bench lint format demo-weights clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,6 +51,14 @@ test-web: $(VENV)/tested ## the web page in a real headless Chromium; screenshot
 
 soak: $(VENV)/tested ## twenty random kills of a training run, resumed and compared (minutes; KILLS=… PROCESSES=…)
 	$(RUN) -m tests.training.soak --kills $(or $(KILLS),20) --processes $(or $(PROCESSES),1)
+
+bench: $(VENV)/benched ## every benchmark beside its peers; writes benchmarks/results.md (two hours on a quiet machine)
+	$(VENV)/bin/python -m benchmarks
+
+$(VENV)/benched: $(VENV)/installed benchmarks/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps litgpt
+	@touch $@
 
 lint: $(VENV)/tested
 	$(VENV)/bin/ruff check .

@@ -5,9 +5,45 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+SMOLLM2 = {  # the shape of SmolLM2-135M, by the names of transformers
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A line of the results: ``what`` was measured, ``beside`` what, and the ratios within each turn.
+
+    ``target`` is what was asked for before it was measured: a number that the median must reach, or, where less is
+    better, stay below; None where nothing was.
+    """
+
+    what: str
+    beside: str
+    values: Sequence[float]
+    target: float | None = None
+    less_is_better: bool = False
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        return self.median <= self.target if self.less_is_better else self.median >= self.target
 
 
 def environment(*packages: str) -> dict:
@@ -38,10 +74,6 @@ def matmul_rate(dtype: torch.dtype, inputs: int, outputs: int, tokens: int, seco
     return 2 * tokens * inputs * outputs * count / passed
 
 
-def ratio(ours: Sequence[float], peer: Sequence[float]) -> dict:
-    """Of two contestants measured in turns: the summary of the ratios within a turn."""
-    return summary([a / b for a, b in zip(ours, peer, strict=True)])
-
-
-def summary(values: Sequence[float]) -> dict:
-    return {name: round(f(values), 3) for name, f in (("median", statistics.median), ("least", min), ("most", max))}
+def ratios(ours: Sequence[float], peer: Sequence[float]) -> list[float]:
+    """Of two contestants measured in turns: their ratio within each turn."""
+    return [a / b for a, b in zip(ours, peer, strict=True)]

@@ -5,7 +5,7 @@ as instructions do. Speeds are taken in turns within one process, so that a busy
 median over repetitions of ratios within one. Peak memory is taken in a process for each contestant, above what it holds
 once the weights and the contestant stand.
 
-    python -m benchmarks.training [--repetitions 5] [--shape smollm2] [--batch 4x256] [--dtype bfloat16] > training.json
+    python -m benchmarks.training [--shape smollm2] [--batch 4x256] [--dtype bfloat16] [--methods prompts lora]
 """
 
 import argparse
@@ -13,22 +13,14 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from benchmarks.measure import environment, matmul_rate, ratio, summary
+from benchmarks.measure import SMOLLM2, Ratio, environment, matmul_rate, ratios
 
 SHAPES = {
-    "smollm2": {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "tie_word_embeddings": True,
-    },
+    "smollm2": SMOLLM2,
     "llama_7b_slice": {
         "vocab_size": 32000,
         "hidden_size": 4096,
@@ -43,6 +35,12 @@ LIMITS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "initializer_ra
 PROMPT_LENGTH = 10
 LORA = {"rank": 8, "scaling": 2.0}
 PAIRS = {"prompts": "peft_prompts", "bias_and_prompts": "litgpt_adapter_v2", "lora": "peft_lora"}
+TARGETS = {  # tokens a second over the peer's, by dtype, and peak memory over the peer's
+    "prompts": ({"float32": 1.0, "bfloat16": 1.7}, 0.6),
+    "bias_and_prompts": ({"float32": 1.1, "bfloat16": 1.6}, 0.5),
+    "lora": ({"float32": 1.05, "bfloat16": 1.5}, None),
+}
+LIMIT_SHARE = {"float32": 0.7, "bfloat16": 0.6}
 Step = Callable[[], float]  # forward, backward, no optimizer: the loss
 
 
@@ -181,9 +179,6 @@ def step(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
     return forward_and_backward
 
 
-CONTESTANTS = (prompts, peft_prompts, bias_and_prompts, litgpt_adapter_v2, lora, peft_lora)
-
-
 def required_operations(shape: dict, batch_size: int, length: int) -> tuple[float, float]:
     """Floating-point operations that frozen weights require, forward and backward through activations: (blocks, head).
 
@@ -200,44 +195,50 @@ def required_operations(shape: dict, batch_size: int, length: int) -> tuple[floa
     return block * shape["num_hidden_layers"], 4 * size * shape["vocab_size"] * labelled
 
 
-def compare(
-    shape_name: str, dtype_name: str, batch_size: int, length: int, repetitions: int, only: list[str] | None
-) -> dict:
-    """Tokens a second, losses, peaks and ratios of all contestants in one shape, precision and batch."""
+def compare(folder: str, shape_name: str, dtype_name: str, size: str, ours: str, repetitions: int) -> dict:
+    """Losses, tokens a second and peaks of one of lav2's methods and its peer, in turns, and what the limit allows."""
     shape, dtype = SHAPES[shape_name], getattr(torch, dtype_name)
-    chosen = [c for c in CONTESTANTS if not only or c.__name__ in only]
-    with tempfile.TemporaryDirectory() as folder:
-        write_weights(folder, shape)
-        data = batch(shape, batch_size, length)
-        peaks = {c.__name__: peak(c, folder, dtype_name, shape["num_hidden_layers"], data) for c in chosen}
-        steps = {c.__name__: c(folder, dtype, shape["num_hidden_layers"], *data) for c in chosen}
-        losses = {name: forward_and_backward() for name, forward_and_backward in steps.items()}  # also warms up
-        speeds: dict[str, list[float]] = {name: [] for name in steps}
-        rates, limit = [], []
-        operations = sum(required_operations(shape, batch_size, length))
-        for _ in range(repetitions):
-            rates.append(matmul_rate(dtype, shape["hidden_size"], shape["intermediate_size"], batch_size * length))
-            limit.append(batch_size * length * rates[-1] / operations)
-            for name, forward_and_backward in steps.items():
-                start = time.perf_counter()
-                forward_and_backward()
-                speeds[name].append(batch_size * length / (time.perf_counter() - start))
+    batch_size, length = map(int, size.split("x"))
+    layers, data = shape["num_hidden_layers"], batch(shape, batch_size, length)
+    contestants = {name: globals()[name] for name in (ours, PAIRS[ours])}
+    peaks = {name: peak(contestant, folder, dtype_name, layers, data) for name, contestant in contestants.items()}
+    steps = {name: contestant(folder, dtype, layers, *data) for name, contestant in contestants.items()}
+    losses = {name: forward_and_backward() for name, forward_and_backward in steps.items()}  # also warms up
+    assert max(losses.values()) - min(losses.values()) < 0.05, losses  # untrained adapters change nothing
+    operations = sum(required_operations(shape, batch_size, length))
+    speeds: dict[str, list[float]] = {name: [] for name in steps}
+    limit = []
+    for _ in range(repetitions):
+        rate = matmul_rate(dtype, shape["hidden_size"], shape["intermediate_size"], batch_size * length)
+        limit.append(batch_size * length * rate / operations)
+        for name, forward_and_backward in steps.items():
+            start = time.perf_counter()
+            forward_and_backward()
+            speeds[name].append(batch_size * length / (time.perf_counter() - start))
     return {
         "shape": shape_name,
         "dtype": dtype_name,
-        "batch": f"{batch_size}x{length}",
+        "batch": size,
+        "ours": ours,
         "loss": losses,
-        "matmul_gflops": summary([rate / 1e9 for rate in rates]),
-        "tokens_per_second": {name: summary(values) for name, values in speeds.items()},
+        "limit_tokens_per_second": limit,
+        "tokens_per_second": speeds,
         "peak_mb_above_weights": peaks,
-        "speed_over_peer": {
-            ours: ratio(speeds[ours], speeds[peer]) for ours, peer in PAIRS.items() if {ours, peer} <= speeds.keys()
-        },
-        "memory_over_peer": {
-            ours: round(peaks[ours] / peaks[peer], 3) for ours, peer in PAIRS.items() if {ours, peer} <= peaks.keys()
-        },
-        "of_the_limit": {name: ratio(values, limit) for name, values in speeds.items()},
     }
+
+
+def lines(found: dict) -> Iterator[Ratio]:
+    """What ``run`` found, beside each method's peer and the limit."""
+    for one in found["results"]:
+        where = f"{one['shape']}, {one['dtype']}, {one['batch']}"
+        ours, peer, dtype = one["ours"], PAIRS[one["ours"]], one["dtype"]
+        speeds, peaks = one["tokens_per_second"], one["peak_mb_above_weights"]
+        speed, memory = TARGETS[ours]
+        yield Ratio(f"{ours}, tokens a second; {where}", peer, ratios(speeds[ours], speeds[peer]), speed[dtype])
+        yield Ratio(f"{ours}, peak above the weights; {where}", peer, [peaks[ours] / peaks[peer]], memory, True)
+        share = LIMIT_SHARE[dtype] if one["shape"] == "llama_7b_slice" else None
+        of_limit = ratios(speeds[ours], one["limit_tokens_per_second"])
+        yield Ratio(f"{ours}, of the limit; {where}", "matrix products", of_limit, share)
 
 
 def peak(contestant: Callable, folder: str, dtype: str, layers: int, data: tuple[torch.Tensor, ...]) -> float:
@@ -271,18 +272,35 @@ def resident(field: str) -> float:
     raise OSError(f"no {field} in /proc/self/status")
 
 
+CASES = (
+    *(("smollm2", dtype, size) for size in ("4x256", "8x512") for dtype in ("bfloat16", "float32")),
+    *(("llama_7b_slice", dtype, "4x256") for dtype in ("bfloat16", "float32")),
+)
+
+
+def run(
+    cases: Sequence[tuple[str, str, str]] = CASES, methods: Sequence[str] = tuple(PAIRS), repetitions: int = 5
+) -> dict:
+    """All measurements, as json takes them. ``cases`` are (shape, dtype, batch)."""
+    results = []
+    for shape, dtype, size in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            write_weights(folder, SHAPES[shape])
+            results += [compare(folder, shape, dtype, size, ours, repetitions) for ours in methods]
+    return environment("transformers", "peft", "litgpt") | {"repetitions": repetitions, "results": results}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--shape", nargs="+", default=list(SHAPES), choices=SHAPES)
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--batch", nargs="+", default=["4x256", "8x512"])
-    parser.add_argument("--only", nargs="+", choices=[c.__name__ for c in CONTESTANTS])
-    arguments = parser.parse_args()
-    results = [
-        compare(shape, dtype, *map(int, size.split("x")), arguments.repetitions, arguments.only)
-        for shape in arguments.shape
-        for dtype in arguments.dtype
-        for size in arguments.batch
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--batch", metavar="ROWSxTOKENS")
+    parser.add_argument("--methods", nargs="+", choices=PAIRS, default=list(PAIRS))
+    asked = parser.parse_args()
+    cases = [
+        (shape, dtype, asked.batch or size)
+        for shape, dtype, size in CASES
+        if asked.shape in (None, shape) and asked.dtype in (None, dtype)
     ]
-    print(json.dumps(environment("transformers", "peft", "litgpt") | {"results": results}, indent=2))
+    print(json.dumps(run(list(dict.fromkeys(cases)), asked.methods, asked.repetitions), indent=2))
