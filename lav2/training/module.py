@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lav2.adapter import AdaptedLlama, owned, owner, trained_groups
 from lav2.adapter.ownership import trains
@@ -15,7 +16,7 @@ from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.loading import check_tensors
 from lav2.tasks import TASKS
 from lav2.training.loss import labelled_tokens, response_loss
-from lav2.training.optimizers import TaskOptim, TaskOptimizers, schedule
+from lav2.training.optimizers import TaskOptim, TaskOptimizers, learning_rate, schedule
 from lav2.training.sharding import Sharding, whole
 
 
@@ -66,7 +67,7 @@ class JointModule(LightningModule):
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
         counts = self.over_processes({task: labelled_tokens(rows) for task, rows in batch.items()})
         losses = {task: response_loss(self.model, rows, task, counts[task]) for task, rows in batch.items()}
-        self.optimizers(use_pl_optimizer=False).note_trained(trained_groups(self.model, batch, self.ownership))
+        self.optimizer.note_trained(trained_groups(self.model, batch, self.ownership))
         for task, loss in self.over_processes(losses).items():
             if not torch.isfinite(loss):
                 raise UserError(
@@ -103,19 +104,23 @@ class JointModule(LightningModule):
         self.log(f"val/{task}_loss", loss, batch_size=weight, add_dataloader_idx=False, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = TaskOptimizers(
+        self.optimizer = TaskOptimizers(  # kept, because DeepSpeed wraps what it is given
             {group: optim.build(group, owned(self.model, group)) for group, optim in self.optim.items()}
         )
-        scheduler = schedule(optimizer, self.optim, self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = schedule(self.optimizer, self.optim, self.trainer.estimated_stepping_batches)
+        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer: TaskOptimizers, **_: Any) -> None:
-        """Clip each group's gradient by itself: one common norm would let one task scale the other's step."""
+    def configure_gradient_clipping(self, optimizer: Optimizer, **_: Any) -> None:
+        """Clip each group's gradient by itself: one common norm would let one task scale the other's step.
+
+        DeepSpeed keeps the gradients to itself; a config that wants them clipped was refused.
+        """
         for group, optim in self.optim.items():
-            clip = optim.clip if optim.clip is not None else float("inf")
-            norm = whole(nn.utils.clip_grad_norm_(optimizer.parameters(group), clip))
-            self.log(f"train/{group}_gradient_norm", norm)
-            self.log(f"train/{group}_learning_rate", optimizer.learning_rate(group))
+            if isinstance(optimizer, TaskOptimizers):
+                clip = optim.clip if optim.clip is not None else float("inf")
+                norm = whole(nn.utils.clip_grad_norm_(optimizer.parameters(group), clip))
+                self.log(f"train/{group}_gradient_norm", norm)
+            self.log(f"train/{group}_learning_rate", learning_rate(optimizer, group))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter only: megabytes, not the base weights."""
@@ -128,6 +133,8 @@ class JointModule(LightningModule):
         Raises:
             UserError: names the first parameter of each kind that does not fit.
         """
+        if "state_dict" not in checkpoint:
+            return  # DeepSpeed has loaded and checked its own
         expected = {name: value.shape for name, value in self.state_dict().items() if is_adapter(name)}
         check_tensors(checkpoint["state_dict"], expected, "the checkpoint")
 

@@ -38,6 +38,7 @@ from lav2.training.module import JointModule
 from lav2.training.plan import planned, print_plan
 from lav2.training.recomputation import recompute_blocks
 from lav2.training.sharding import Sharding, skeleton
+from lav2.training.strategies import strategy_name
 from lav2.vision import VisionEncoder, feature_width
 
 # What makes a run the run it is: a resumed run must agree with the stored config in these sections.
@@ -186,6 +187,11 @@ def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path:
     checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         raise UserError(f"resume={cfg.resume}: no checkpoint there yet; start the run anew")
+    if checkpoints[-1].is_dir() != (strategy_name(cfg.strategy) == "deepspeed"):
+        raise UserError(
+            f"resume={cfg.resume}: DeepSpeed alone reads and writes its own checkpoints; give the strategy the run was "
+            "started with"
+        )
     return checkpoints[-1]
 
 
