@@ -44,6 +44,7 @@ from lav2.training.recomputation import recompute_blocks
 from lav2.training.record import RunRecord, keep_config, recorded
 from lav2.training.sharding import Sharding, skeleton
 from lav2.training.speed import Speed
+from lav2.training.strategies import strategy_name
 from lav2.training.tracking import Tracking
 from lav2.vision import VisionEncoder, feature_width
 
@@ -204,6 +205,11 @@ def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
         )
     if checkpoint is None:
         raise UserError(f"resume={cfg.resume}: no checkpoint there yet; start the run anew")
+    if checkpoint.is_dir() != (strategy_name(cfg.strategy) == "deepspeed"):
+        raise UserError(
+            f"{folder}: DeepSpeed alone reads and writes its own checkpoints; give the strategy the run was "
+            "started with"
+        )
     return checkpoint
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
@@ -12,8 +13,8 @@ from omegaconf import DictConfig
 from lav2.errors import UserError
 
 
-def deepspeed(stage: int, offload: bool = False) -> DeepSpeedStrategy:
-    """Lightning's strategy for DeepSpeed's ZeRO ``stage`` with our optimizer; checkpoints without the base.
+class DeepSpeed(DeepSpeedStrategy):
+    """Lightning's strategy for DeepSpeed's ZeRO with our optimizer; checkpoints are DeepSpeed's own, without the base.
 
     Args:
         stage: 2 shards gradients and optimizer over the devices, 3 the weights as well.
@@ -22,17 +23,30 @@ def deepspeed(stage: int, offload: bool = False) -> DeepSpeedStrategy:
     Raises:
         UserError: DeepSpeed is not installed.
     """
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError('strategy: DeepSpeed is not installed: pip install "lav2[deepspeed]"')
-    return DeepSpeedStrategy(config=deepspeed_config(stage, offload), exclude_frozen_parameters=True)
+
+    def __init__(self, stage: int, offload: bool = False):
+        if importlib.util.find_spec("deepspeed") is None:
+            raise UserError('strategy: DeepSpeed is not installed: pip install "lav2[deepspeed]"')
+        super().__init__(config=deepspeed_config(stage, offload), exclude_frozen_parameters=True)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The adapter's tensors, whole, on every process."""
+        import deepspeed
+
+        adapter = self.lightning_module.model.adapter
+        with deepspeed.zero.GatheredParameters(list(adapter.parameters()), enabled=self.zero_stage_3):
+            state = {name: value.detach().cpu().clone() for name, value in adapter.state_dict().items()}
+        return {f"model.adapter.{name}": value for name, value in state.items()}
 
 
 def deepspeed_config(stage: int, offload: bool = False) -> dict:
     """What DeepSpeed is told; batch sizes and accumulation Lightning adds."""
-    zero = {"stage": stage, "contiguous_gradients": True, "overlap_comm": True}
+    # the buffers are for the adapter's gradients alone, so they can be far smaller than by default, which is 2 GB each
+    zero = {"stage": stage, "reduce_bucket_size": 20_000_000, "allgather_bucket_size": 20_000_000}
     if offload:
         zero |= {"offload_optimizer": {"device": "cpu"}} | ({"offload_param": {"device": "cpu"}} if stage == 3 else {})
     return {
+        "train_micro_batch_size_per_gpu": 1,  # for its own log of throughput alone
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # ours: one of torch's for each task
         "zero_force_ds_cpu_optimizer": False,
@@ -44,7 +58,7 @@ def strategy_name(strategy: DictConfig) -> str:
     engine = strategy.strategy
     if isinstance(engine, str):
         return {"auto": "single"}.get(engine, engine)
-    return {"deepspeed": "deepspeed", "Sharding": "fsdp2"}.get(engine._target_.rpartition(".")[2], "ddp")
+    return {"DeepSpeed": "deepspeed", "Sharding": "fsdp2"}.get(engine._target_.rpartition(".")[2], "ddp")
 
 
 def strategy_problems(strategy: DictConfig, clips: Mapping[str, float | None], quantize: str | None) -> Iterator[str]:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import torch
 from hydra import compose, initialize_config_dir
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import start_processes
@@ -56,6 +57,19 @@ def one_process(rank: int, port: int, jobs: list[Job]) -> None:
         run(*job)
 
 
+def let_deepspeed_run_on_cpu() -> None:
+    """Take out what Lightning checks and assumes of GPUs; DeepSpeed's own engine does run without."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from lightning.pytorch.strategies import DDPStrategy, deepspeed
+
+    import lav2.config
+
+    lav2.config.device_problems = lambda *_: ()
+    deepspeed._validate_device_index_selection = lambda devices: None
+    deepspeed.DeepSpeedStrategy.setup_environment = lambda self: DDPStrategy.setup_environment(self)
+    deepspeed.DeepSpeedStrategy.root_device = property(lambda self: torch.device("cpu", 0))
+
+
 def run_in_processes(jobs: list[Job], count: int = 2) -> None:
     """Run the jobs, one after the other, in ``count`` processes."""
     jobs = [(str(folder), overrides, step) for folder, overrides, step in jobs]
@@ -76,5 +90,7 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
+    if "strategy=deepspeed" in sys.argv[2]:
+        let_deepspeed_run_on_cpu()
     given = [(Path(folder), overrides, step) for folder, overrides, step in json.loads(sys.argv[2])]
     start_processes(one_process, (free_port(), given), nprocs=int(sys.argv[1]), start_method="fork")
