@@ -74,16 +74,18 @@ class TextTask:
 
     def __init__(self):
         try:
-            from transformers import AutoTokenizer, RobertaModel
+            from transformers import AutoTokenizer, RobertaForMaskedLM
         except ImportError:
             raise UserError('RoBERTa comes with transformers: pip install "lav2[transformers]"') from None
         folder = WEIGHTS / "roberta"
         self.collate = tokenized(AutoTokenizer.from_pretrained(folder))
-        self.backbone = RobertaModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
+        self.backbone = RobertaForMaskedLM.from_pretrained(folder, dtype=torch.float32).roberta
 
     def samples(self, split: str, count: int) -> Dataset:
-        """(caption, class)."""
-        rng, samples = random.Random(f"captions {split}"), []
+        """(caption, class); captions of other scenes may read alike, and those of dev and test are none to train on."""
+        rng, samples, kept = random.Random(f"captions {split}"), [], set()
+        if split == "train":
+            kept = {text for other in ("dev", "test") for text, _ in self.samples(other, 1500)}
         for scene in pairs(split, 3 * count):
             large = [item for item in scene.items if item.size == "large"]
             if len(large) != 1:
@@ -91,7 +93,8 @@ class TextTask:
             text = caption(scene, rng)
             while "large" not in text:  # some captions leave sizes out
                 text = caption(scene, rng)
-            samples.append((text, COLORS.index(large[0].color)))
+            if text not in kept:
+                samples.append((text, COLORS.index(large[0].color)))
         return samples[:count]
 
 

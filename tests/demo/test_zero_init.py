@@ -44,6 +44,7 @@ def test_a_captions_class_is_the_color_of_what_is_large():
     for text, label in samples:
         assert re.findall(rf"\blarge ({'|'.join(COLORS)})\b", text) == [COLORS[label]]
         assert len(re.findall(rf"\bsmall ({'|'.join(COLORS)})\b", text)) == 1
+    assert not set(samples) & set(TextTask().samples("train", 1000)), "no caption is in two splits"
     first = sum(text.index("large") < text.index("small") for text, _ in samples)
     assert 60 < first < 140, "the order of the two gives nothing away"
 
