@@ -32,7 +32,7 @@ demo: install ## train V2 jointly on the embedded world, evaluate it, and write 
 family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (forty minutes)
 	$(RUN) -m lav2.demo.family
 
-zero-init: $(VENV)/transformers ## zero-initialised attention in a ViT and a RoBERTa, beside a linear head (ten minutes)
+zero-init: $(VENV)/transformers ## zero-initialised attention in a ViT and a RoBERTa, beside a linear head (ten minutes or more)
 	$(RUN) -m lav2.demo.zero_init
 
 $(VENV)/transformers: $(VENV)/installed pyproject.toml
