@@ -5,7 +5,7 @@ a fresh process. Memory is the peak of the resident set above what it was after 
 says of one GPU in that setting; time is the process's own, of one thread, and the first step is left out. The loss is
 that of the last step: whatever rounds weights or activations shows there.
 
-    python -m benchmarks.memory [--hidden-size 1024] [--layers 12] [--steps 4] [--rounds 2] [--json results.json]
+    python -m benchmarks.memory [--hidden-size 1024] [--layers 6] [--steps 4] [--rounds 2] [--json results.json]
 """
 
 import argparse
@@ -85,7 +85,7 @@ def measure(way: str, folder: str, steps: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden-size", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json")
@@ -103,6 +103,7 @@ def main() -> None:
                 command = [*again, "--steps", str(arguments.steps), "--measure", way, folder]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 found[way].append(json.loads(done.stdout.splitlines()[-1]))
+                print(way, found[way][-1], file=sys.stderr)
     results = {
         way: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for way, runs in found.items()
     }
