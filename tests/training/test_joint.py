@@ -86,13 +86,20 @@ def test_validation_leaves_training_alone(run):
     assert all(torch.equal(with_validation[name], without[name]) for name in with_validation)
 
 
-@pytest.mark.parametrize("killed_at", [3, 5, 16])
-def test_killed_and_resumed_equals_uninterrupted(run, config, tmp_path, monkeypatch, killed_at):
-    """Invariant 8 on one process: in the middle of an epoch and, at 16, in the second epoch of the instructions; with
-    accumulation, so that a step takes two batches."""
-    steps = ("trainer.max_steps=18", "trainer.accumulate_grad_batches=2", "callbacks.checkpoint_every=2")
-    whole = run("whole", *steps)
+LONGER = ("trainer.max_steps=18", "trainer.accumulate_grad_batches=2", "callbacks.checkpoint_every=2")
 
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """An uninterrupted run, with accumulation: a step takes two batches."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_module.train(config(*LONGER), folder)
+    return folder
+
+
+@pytest.mark.parametrize("killed_at", [3, 5, 16])
+def test_killed_and_resumed_equals_uninterrupted(run, config, whole, tmp_path, monkeypatch, killed_at):
+    """Invariant 8 on one process: in the middle of an epoch and, at 16, in the second epoch of the instructions."""
     step = JointModule.training_step
 
     def killed(self, batch, index):
@@ -102,9 +109,9 @@ def test_killed_and_resumed_equals_uninterrupted(run, config, tmp_path, monkeypa
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(JointModule, "training_step", killed)
-        run("broken", *steps)
+        run("broken", *LONGER)
     broken = tmp_path / "broken"
-    run_module.train(config(*steps, f"resume={broken}"), broken)
+    run_module.train(config(*LONGER, f"resume={broken}"), broken)
 
     assert all(torch.equal(value, adapter(broken)[name]) for name, value in adapter(whole).items())
     assert metrics(broken) == metrics(whole)
