@@ -87,7 +87,7 @@ def forked(task) -> int:
 
 
 @pytest.mark.parametrize("moment", ["in a step", "in a checkpoint"])
-def test_kill_9_and_resume_equals_uninterrupted(run, config, whole, tmp_path, monkeypatch, moment):
+def test_kill_9_and_resume_equals_uninterrupted(config, whole, tmp_path, moment):
     """In the third step, or half-way through writing the checkpoint of step 4."""
     folder = tmp_path / "killed"
 
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(config, whole, t
         train(config(*SHORT, f"resume={folder}"), folder)
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(run, config, whole, tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(config, whole, tmp_path, monkeypatch):
     """The kernel's own error, where a small file system can be mounted; else the same error by hand."""
     folder = tmp_path / "disk" / "run"
     folder.parent.mkdir()
