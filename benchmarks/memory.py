@@ -1,8 +1,9 @@
 """What each way to save memory costs and brings, on the same model and batches: peak memory, time a step, loss.
 
 A random LLaMA is written to disk and trained with V2's adapter for some joint steps, in turn in each way, each time in
-a fresh process. Memory is the peak of the resident set above what it was after the imports, beside what ``plan=true``
-says of one GPU in that setting; time is the process's own, of one thread, and the first step is left out. The loss is
+a fresh process. Memory is the peak of the resident set above what it was after the imports, with the code of kernels
+that are loaded at their first use and the gaps of the C library's allocator, beside the bytes of tensors that
+``plan=true`` says; time is the process's own, of one thread, and the first step is left out. The loss is
 that of the last step: whatever rounds weights or activations shows there.
 
     python -m benchmarks.memory [--hidden-size 1024] [--layers 6] [--steps 4] [--rounds 2] [--json results.json]
