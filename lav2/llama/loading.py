@@ -132,16 +132,16 @@ def is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or all(extreme.isfinite() for extreme in tensor.aminmax())
 
 
-def fingerprint(llama: Llama) -> str:
+def fingerprint(model: nn.Module) -> str:
     """16 hex digits that tell these weights from others of the same shape, the same in every dtype down to bf16 and
     from every format that holds these very weights.
 
-    Reads the final norm and one row of each layer's matrices: enough to tell models apart, cheap at any size. A model
+    Reads the final norm and one row of each layer's matrices: enough to tell models apart, cheap at any size. A LLaMA
     that no longer holds the weights as they were stored brings it along.
     """
-    if llama.fingerprint is not None:
-        return llama.fingerprint
-    return digest({name: first_row(parameter) for name, parameter in llama.named_parameters()})
+    if (stored := getattr(model, "fingerprint", None)) is not None:
+        return stored
+    return digest({name: first_row(parameter) for name, parameter in model.named_parameters()})
 
 
 def first_row(tensor: Tensor) -> bytes:
