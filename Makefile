@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo family claims claims-full test test-all lint format demo-weights clean
+.PHONY: help install demo family claims claims-full zero-init test test-all test-web soak bench lint format demo-weights clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,15 +38,37 @@ claims: $(VENV)/drawing ## the papers' claims on the embedded world, 62 short ru
 claims-full: $(VENV)/drawing ## the same with every arm in three seeds, and more of them (a night)
 	$(RUN) -m lav2.claims --full
 
-$(VENV)/drawing: $(VENV)/installed
-	$(VENV)/bin/python -m pip install --quiet "matplotlib>=3.8"
+$(VENV)/drawing: $(VENV)/installed pyproject.toml
+	$(VENV)/bin/python -m pip install --quiet --editable ".[report]"
+	@touch $@
+
+zero-init: $(VENV)/transformers ## zero-initialised attention in a ViT and a RoBERTa, beside a linear head (ten minutes or more)
+	$(RUN) -m lav2.demo.zero_init
+
+$(VENV)/transformers: $(VENV)/installed pyproject.toml
+	$(VENV)/bin/python -m pip install --quiet --editable ".[transformers]"
 	@touch $@
 
 test: $(VENV)/tested lint ## the test-suite (15 minutes at most)
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not web"
 
 test-all: $(VENV)/tested lint ## the test-suite with the tests that take minutes each
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not web"
+
+test-web: $(VENV)/tested ## the web page in a real headless Chromium; screenshots in outputs/test_web/
+	$(VENV)/bin/python -m pip install --quiet "gradio>=6" "playwright>=1.49"
+	$(RUN) -m pytest tests/chat/test_web.py tests/chat/test_browser.py
+
+soak: $(VENV)/tested ## twenty random kills of a training run, resumed and compared (minutes; KILLS=… PROCESSES=…)
+	$(RUN) -m tests.training.soak --kills $(or $(KILLS),20) --processes $(or $(PROCESSES),1)
+
+bench: $(VENV)/benched ## every benchmark beside its peers; writes benchmarks/results.md (two hours on a quiet machine)
+	$(VENV)/bin/python -m benchmarks
+
+$(VENV)/benched: $(VENV)/installed benchmarks/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps litgpt
+	@touch $@
 
 lint: $(VENV)/tested
 	$(VENV)/bin/ruff check .
@@ -56,9 +78,10 @@ format: $(VENV)/tested ## put the code into form
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-demo-weights: install ## pre-train the embedded world's LLaMA and vision encoder anew (half an hour; they are committed)
+demo-weights: $(VENV)/transformers ## pre-train the embedded world's models anew (an hour; they are committed)
 	$(RUN) -m lav2.demo.pretrain_vision
 	$(RUN) -m lav2.demo.pretrain_llama
+	$(RUN) -m lav2.demo.pretrain_roberta
 
 clean: ## remove what runs have made; the virtual environment stays
 	rm -rf outputs multirun wandb

@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from benchmarks.measure import Ratio
 from lav2.data import ResumableLoader, Sample, Samples, collate
 from lav2.vision import VisionEncoder
 from lav2.vision.features import Pixels, compute_features
@@ -87,6 +88,12 @@ def run(images: int = 64, batch_size: int = 32, repetitions: int = 5, epochs: in
         "fill_images_per_second": len(paths) / seconds_to_fill,
         "open_seconds": seconds_to_open,
     }
+
+
+def lines(found: dict) -> Iterator[Ratio]:
+    """What ``run`` found."""
+    what = f"images a second into training from the store; {found['model']}, {found['images']} images"
+    yield Ratio(what, "decoding and encoding each time", found["ratios"])
 
 
 def photographs(folder: Path, count: int) -> tuple[list[Path], str]:

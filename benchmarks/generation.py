@@ -8,31 +8,21 @@ that a busy machine slows all of them; a ratio is the median over repetitions of
 
 import argparse
 import json
-import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import transformers
 
+from benchmarks.measure import SMOLLM2, Ratio, environment, ratios
 from lav2.adapter import adapt
 from lav2.llama import load_llama
 from lav2.llama.generation import generate
 
-SHAPE = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.041666,
-    "tie_word_embeddings": True,
-}
+SHAPE = SMOLLM2 | {"max_position_embeddings": 2048, "initializer_range": 0.041666}
 FEATURES = (50, 512)  # tokens and width of an image encoder such as ViT-B/32
+TARGETS = {1: 1.5, 16: 2.0}  # decoding, over transformers, by batch size
 Generate = Callable[[int], list[list[int]]]  # how many tokens → the new tokens of each row
 
 
@@ -57,9 +47,7 @@ def run(
                 prompts = torch.randint(SHAPE["vocab_size"], (batch_size, prompt_length))
                 found = compare(contestants(theirs, ours, prompts), batch_size, prompt_length, new_tokens, repetitions)
                 results.append({"dtype": dtype, "batch_size": batch_size} | found)
-    return {
-        "machine": {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": os.getloadavg()},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    return environment("transformers") | {
         "settings": {"prompt_length": prompt_length, "new_tokens": new_tokens, "repetitions": repetitions},
         "results": results,
     }
@@ -91,7 +79,7 @@ def contestants(theirs, ours, prompts: torch.Tensor) -> dict[str, Generate]:
 def compare(
     contestants: dict[str, Generate], batch_size: int, prompt_length: int, new_tokens: int, repetitions: int
 ) -> dict:
-    """Prefill and decode tokens a second of each contestant, and ratios."""
+    """Prefill and decode tokens a second of each contestant."""
     answers = {name: contestant(new_tokens) for name, contestant in contestants.items()}  # also warms up
     speeds = {name: {"prefill": [], "decode": []} for name in contestants}
     for _ in range(repetitions):
@@ -103,11 +91,7 @@ def compare(
         pair for rows in zip(answers["lav2"], answers["transformers"], strict=True) for pair in zip(*rows, strict=True)
     ]
     return {
-        "tokens_per_second": {
-            name: {phase: summary(values) for phase, values in phases.items()} for name, phases in speeds.items()
-        },
-        "lav2_over_transformers": {phase: ratio(speeds, "lav2", "transformers", phase) for phase in speeds["lav2"]},
-        "adapted_over_lav2": {phase: ratio(speeds, "adapted", "lav2", phase) for phase in speeds["lav2"]},
+        "tokens_per_second": speeds,
         "tokens_equal_transformers": sum(a == b for a, b in pairs) / len(pairs),
     }
 
@@ -118,12 +102,16 @@ def seconds(contestant: Generate, count: int) -> float:
     return time.perf_counter() - start
 
 
-def ratio(speeds: dict, ours: str, peer: str, phase: str) -> dict:
-    return summary([a / b for a, b in zip(speeds[ours][phase], speeds[peer][phase], strict=True)])
-
-
-def summary(values: list[float]) -> dict:
-    return {name: round(f(values), 3) for name, f in (("median", statistics.median), ("least", min), ("most", max))}
+def lines(found: dict) -> Iterator[Ratio]:
+    """What ``run`` found, beside transformers, and the adapted model beside the bare one."""
+    for one in found["results"]:
+        where, speeds = f"{one['dtype']}, batch {one['batch_size']}", one["tokens_per_second"]
+        for phase in ("prefill", "decode"):
+            target = TARGETS[one["batch_size"]] if phase == "decode" else None
+            faster = ratios(speeds["lav2"][phase], speeds["transformers"][phase])
+            yield Ratio(f"{phase}, tokens a second; {where}", "transformers", faster, target)
+            adapted = ratios(speeds["adapted"][phase], speeds["lav2"][phase])
+            yield Ratio(f"{phase} of an adapted model; {where}", "the bare model", adapted, 0.9 if target else None)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -101,8 +101,8 @@ def in_fresh_process(call: str, *arguments: object) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(hidden_size: int, layers: int, rounds: int) -> dict:
-    """Medians of interleaved rounds: ``{"file_bytes": …, "bfloat16": {"lav2": {"seconds": …, "peak": …}, …}, …}``."""
+def run(hidden_size: int = 2048, layers: int = 10, rounds: int = 3) -> dict:
+    """Interleaved rounds: ``{"file_bytes": …, "bfloat16": {"lav2": {"seconds": [one a round], "peak": […]}}, …}``."""
     runs: dict[tuple[str, str], list[dict]] = {(dtype, name): [] for dtype in DTYPES for name in LOADERS}
     with tempfile.TemporaryDirectory() as folder:
         size = in_fresh_process("write_model", folder, hidden_size, layers)["bytes"]
@@ -111,8 +111,19 @@ def run(hidden_size: int, layers: int, rounds: int) -> dict:
                 measured.append(in_fresh_process("measure", name, folder, dtype))
     results: dict = {"file_bytes": size} | {dtype: {} for dtype in DTYPES}
     for (dtype, name), measured in runs.items():
-        results[dtype][name] = {kind: statistics.median(one[kind] for one in measured) for kind in measured[0]}
+        results[dtype][name] = {kind: [one[kind] for one in measured] for kind in measured[0]}
     return results
+
+
+def lines(found: dict) -> Iterator:
+    """What ``run`` found, beside transformers."""
+    from benchmarks.measure import Ratio, ratios
+
+    for dtype in DTYPES:
+        ours, theirs = found[dtype]["lav2"], found[dtype]["transformers"]
+        for kind, what in (("seconds", "seconds to load"), ("peak", "peak memory while loading")):
+            values = ratios(ours[kind], theirs[kind])
+            yield Ratio(f"{what} {found['file_bytes'] / 1e9:.2f} GB as {dtype}", "transformers", values, None, True)
 
 
 def main() -> None:
@@ -125,10 +136,10 @@ def main() -> None:
     results = run(options.hidden_size, options.layers, options.rounds)
     table = Table("loaded as", "by", "seconds", "seconds / transformers'", "peak memory / model")
     for dtype in DTYPES:
-        peer = results[dtype]["transformers"]["seconds"]
+        peer = statistics.median(results[dtype]["transformers"]["seconds"])
         for name, found in results[dtype].items():
-            seconds = found["seconds"]
-            table.add_row(dtype, name, f"{seconds:.2f}", f"{seconds / peer:.2f}", f"{found['peak']:.2f}")
+            seconds, peak = (statistics.median(found[kind]) for kind in ("seconds", "peak"))
+            table.add_row(dtype, name, f"{seconds:.2f}", f"{seconds / peer:.2f}", f"{peak:.2f}")
     Console().print(f"a LLaMA of {results['file_bytes'] / 1e9:.2f} GB in bfloat16, median of {options.rounds} rounds")
     Console().print(table)
     if options.json:

@@ -1,11 +1,14 @@
 """A composed config → its parts, and everything that is wrong with it, found before any weight is read."""
 
 import inspect
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
@@ -16,18 +19,21 @@ from omegaconf.errors import OmegaConfBaseException
 from lav2.adapter import AdapterConfig
 from lav2.adapter.folder import WEIGHTS as ADAPTER
 from lav2.adapter.folder import adapter_folder
+from lav2.cli import in_sweep
 from lav2.errors import UserError
 from lav2.llama import LlamaConfig, load_tokenizer, open_checkpoint
 from lav2.llama.loading import read_config
+from lav2.llama.quantization import QUANTIZATIONS, check_torchao
 from lav2.llama.tokenizer import tokenizer_file
 from lav2.tasks import TASKS
 from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
+from lav2.training.strategies import device_problems, strategy_problems
 from lav2.vision import VisionEncoder
 from lav2.vision.encoder import vision_problems as encoder_problems
 from lav2.vision.towers import bare_tower, blocks, token_shape
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # a run knows its base by a fingerprint that these keep
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def has_weights(cfg: DictConfig) -> bool:
@@ -101,14 +107,14 @@ def construct(name: str, section: DictConfig, **more: Any) -> Any:
 def problems(cfg: DictConfig) -> list[str]:
     """Everything that is wrong with ``cfg``, one line each; empty when it can be run.
 
-    For ``data_report`` only what that needs is looked at.
+    For ``data_report`` and ``plan`` only what these need is looked at.
     """
     found = list(task_problems(cfg))
     if found:  # look at the rest as if all tasks were meant
         cfg = cfg.copy()
         OmegaConf.set_struct(cfg, False)
         cfg.tasks = list(TASKS)
-    for section, check in (REPORT_CHECKS if cfg.data_report else CHECKS).items():
+    for section, check in (REPORT_CHECKS if cfg.data_report else PLAN_CHECKS if cfg.plan else CHECKS).items():
         try:
             for line in check(cfg):
                 found.append(line)
@@ -138,6 +144,12 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"seed is {cfg.seed!r}; it must be a whole number from 0 to {2**32 - 1}"
     if cfg.on_nan not in ("stop", "skip"):
         yield f"on_nan is {cfg.on_nan!r}; choose stop or skip"
+    if not isinstance(cfg.compile, bool):
+        yield f"compile is {cfg.compile!r}; it must be true or false"
+    elif cfg.compile and not (shutil.which(os.environ.get("CXX", "g++")) or torch.cuda.is_available()):
+        yield "compile is true, and there is no C++ compiler: install g++, name one in CXX, or set compile=false"
+    if type(cfg.activation_checkpointing) is not bool:
+        yield f"activation_checkpointing is {cfg.activation_checkpointing!r}; it must be true or false"
     for name in ("checkpoint_every", "progress_every"):
         if not is_count(value := cfg.callbacks[name]):
             yield f"callbacks.{name} is {value!r}; it must be a whole number of steps, 1 or more"
@@ -152,6 +164,10 @@ def start_problems(cfg: DictConfig) -> Iterator[str]:
 def llama_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.llama.dtype not in tuple(DTYPES):
         yield f"llama.dtype is {cfg.llama.dtype!r}; choose one of {', '.join(DTYPES)}"
+    if cfg.llama.quantize in tuple(QUANTIZATIONS):
+        check_torchao(cfg.llama.quantize)
+    elif cfg.llama.quantize is not None:
+        yield f"llama.quantize is {cfg.llama.quantize!r}; choose one of {', '.join(QUANTIZATIONS)}, or null"
     shape = llama_shape(cfg)
     if has_weights(cfg):
         try:
@@ -226,7 +242,28 @@ def trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.gradient_clip_val is {norm}, one norm for both tasks; set optim.<task>.clip instead"
     if cfg.trainer.get("max_steps", -1) == -1 and cfg.trainer.get("max_epochs") == -1:
         yield "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one"
-    build_trainer(cfg, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    clips = {task: cfg.optim[task].get("clip") for task in cfg.tasks if cfg.optim.get(task) is not None}
+    yield from strategy_problems(cfg.strategy, clips, cfg.llama.quantize)
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = build_trainer(cfg, **dict.fromkeys(quiet, False))
+    yield from device_problems(cfg.strategy, trainer)
+    yield from sweep_problems(trainer)
+
+
+def sweep_problems(trainer: Trainer) -> Iterator[str]:
+    """Several processes in one job of a sweep: Lightning would start each by the sweep's own command line."""
+    if not in_sweep() or trainer.num_devices * trainer.num_nodes == 1:
+        return
+    hydra = HydraConfig.get()
+    name, tasks = hydra.runtime.choices["hydra/launcher"], hydra.launcher.get("tasks_per_node")
+    if not hydra.launcher._target_.endswith("SlurmLauncher"):
+        yield (
+            f"trainer.devices: a job of a sweep has {trainer.num_devices * trainer.num_nodes} processes, each of which "
+            f"would start the sweep again under the launcher {name}; set hydra/launcher=slurm_a100, give each job one "
+            "device, or train one after the other without -m"
+        )
+    elif tasks != trainer.num_devices:
+        yield f"hydra.launcher.tasks_per_node is {tasks}; trainer.devices asks for {trainer.num_devices} processes"
 
 
 def data_problems(cfg: DictConfig) -> Iterator[str]:
@@ -254,6 +291,7 @@ CHECKS = {
     "trainer": trainer_problems,
     "data": data_problems,
 }
+PLAN_CHECKS = CHECKS | {"trainer": lambda cfg: ()}  # the GPUs need not be here
 REPORT_CHECKS = {"llama": tokenizer_problems, "data": data_problems}
 
 

@@ -33,6 +33,6 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove what killed writers left half-way in ``folder``; nobody else may be writing there."""
-    for path in Path(folder).glob(".*.tmp"):
+    """Remove what killed writers left half-way in ``folder`` and below; nobody may be writing there."""
+    for path in Path(folder).rglob(".*.tmp"):
         path.unlink(missing_ok=True)

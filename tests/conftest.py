@@ -64,9 +64,23 @@ def small_adapter(**changes) -> dict:
     }
 
 
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_deselected(items) -> None:
+    browser = [item for item in items if item.get_closest_marker("web")]
+    if browser:
+        browser[0].config.stash[LEFT_OUT] = len(browser)
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     """Say aloud what was not checked."""
-    skipped = [
-        report for report in terminalreporter.stats.get("skipped", []) if "LAV2_TEST_DATA" in str(report.longrepr)
-    ]
-    terminalreporter.write_line(f"{len(skipped)} tests skipped for want of real data (LAV2_TEST_DATA)")
+    skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
+    count = sum("LAV2_TEST_DATA" in reason for reason in skipped)
+    terminalreporter.write_line(f"{count} tests skipped for want of real data (LAV2_TEST_DATA)")
+    if count := sum("lav2[web]" in reason for reason in skipped):
+        terminalreporter.write_line(f"{count} tests of the web page skipped for want of gradio (make test-web)")
+    if count := terminalreporter.config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} tests of the web page in a real browser left out (make test-web)")
+    for reason in {reason for reason in skipped if "Chromium" in reason}:
+        terminalreporter.write_line(f"NOT CHECKED in a browser. {reason}")

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 
 from lav2.cli import CONF, register_resolvers
 from lav2.config import problems
@@ -80,7 +82,10 @@ MISTAKES = {
     "llama.path=???": "llama.path",
     "llama.shape={hidden_size: 64}": "llama.shape: missing 5 required",
     "llama.shape=3": "llama.shape",
-    "llama.dtype=float16": "llama.dtype is 'float16'; choose one of float32, bfloat16",
+    "llama.dtype=float8": "llama.dtype is 'float8'; choose one of float32, bfloat16, float16",
+    "llama.quantize=int3": "llama.quantize is 'int3'; choose one of int8, nf4, or null",
+    "activation_checkpointing=some": "activation_checkpointing is 'some'; it must be true or false",
+    "trainer.devices=2": "trainer.devices gives 2; choose strategy=ddp or fsdp2, or trainer.devices=1",
     "llama.dtype=[float32]": "llama.dtype is ['float32']",
     "llama.tokenizer=/nowhere": "no tokenizer at /nowhere",
 }
@@ -91,6 +96,39 @@ def test_a_mistake_is_one_line(override):
     found = problems(config("experiment=demo", override))
     assert any(MISTAKES[override] in line for line in found), found
     assert not any("\n" in line for line in found) and len(set(found)) == len(found)
+
+
+STRATEGY_MISTAKES = {
+    ("strategy=ddp", "trainer.devices=1000"): "trainer.devices gives 1000 processes; this machine has no GPU and ",
+    ("strategy=fsdp2", "llama.quantize=int8"): "llama.quantize=int8 needs a base that each process holds whole",
+    ("strategy=deepspeed_zero2",): "DeepSpeed has one norm for all parameters; set optim.caption.clip=null",
+    ("strategy=fsdp2", "trainer.precision=16-mixed"): "trainer: ",
+    ("strategy=fsdp3",): "strategy/fsdp3",
+}
+
+
+@pytest.mark.parametrize("overrides", STRATEGY_MISTAKES, ids=" ".join)
+def test_a_strategy_that_cannot_be_is_one_line(overrides):
+    try:
+        found = problems(config("experiment=demo", *overrides))
+    except MissingConfigException as error:
+        found = [str(error).splitlines()[0]]
+    assert any(STRATEGY_MISTAKES[overrides] in line for line in found), found
+    assert not any("\n" in line for line in found)
+
+
+def test_deepspeed_names_what_it_needs(monkeypatch):
+    """Its extra, where it is missing; GPUs, which Lightning insists on."""
+    clips = ("optim.caption.clip=null", "optim.instruction.clip=null")
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        (found,) = problems(config("experiment=demo", "strategy=deepspeed_zero2", *clips))
+        assert found == 'strategy: DeepSpeed is not installed: pip install "lav2[deepspeed]"'
+    pytest.importorskip("deepspeed")
+    if torch.cuda.is_available():
+        return
+    (found,) = problems(config("experiment=demo", "strategy=deepspeed_zero3", *clips))
+    assert found == "DeepSpeed, as Lightning drives it, runs on CUDA GPUs alone; choose strategy=fsdp2 or ddp"
 
 
 @pytest.mark.parametrize("overrides", [[], ["tasks=[caption]"], ["tasks=[instruction]"], ["debug=fast"]])

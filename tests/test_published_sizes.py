@@ -88,3 +88,9 @@ def test_train_without_weights_prints_the_table_in_seconds(tmp_path):
     assert "65,285,660,672" in done.stdout and "llama.path" in done.stdout
     assert json.loads((tmp_path / "run" / "parameters.json").read_text())["groups"]["frozen"]["count"] == 65_285_660_672
     assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(("size", "count"), [("7b", 2_764_800), ("65b", 13_811_712)])
+def test_the_chatbots(size, count):
+    """The same of conf/experiment/chat_*: language alone."""
+    assert summary(f"experiment=chat_{size}")["trainable"] == count

@@ -1,7 +1,7 @@
 """Zero-initialised attention in other frozen transformers, such as ViT and RoBERTa (V1 paper: beyond LLaMA).
 
-The prompts enter an attention from outside: what its queries read from them, times the gate, is added to what it returns
-by a forward hook, through its own projections. The backbone's code and weights stay as they are.
+The prompts enter an attention from outside: what its queries read from them, through its own projections and times the
+gate, a forward hook adds to what it returns. The backbone's code and weights stay as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,7 +90,8 @@ class ZeroInitBackbone(nn.Module):
     """A frozen transformer with zero-initialised attention over prompts; at the start its outputs are the backbone's.
 
     The hooks are there during a forward pass alone: outside of it the backbone is as it was, and may serve elsewhere.
-    It stays in evaluation mode, so that its features are the same in training.
+    (Activation checkpointing, which runs blocks once more in the backward pass, therefore fails, with torch's own
+    error.) It stays in evaluation mode, so that its features are the same in training.
 
     Args:
         backbone: an open_clip or timm vision transformer, or transformers' RoBERTa, XLM-R or BERT.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
+from lav2.llama.quantization import stored_bytes
 from lav2.tasks import TASKS
 
 FROZEN = "frozen"
@@ -72,7 +73,7 @@ def rows(model: nn.Module) -> Iterator[tuple[str, str, int, int]]:
     for name, parameter in model.named_parameters():
         row = table.setdefault((owner(name), part(name)), [0, 0])
         row[0] += parameter.numel()
-        row[1] += parameter.numel() * parameter.element_size()
+        row[1] += stored_bytes(parameter)
     order = [*TASKS, FROZEN]
     for (who, what), (count, size) in sorted(table.items(), key=lambda item: order.index(item[0][0])):
         yield who, what, count, size

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lav2.adapter.ownership import used
+from lav2.llama.kernels import biased, biased_and_scaled, scaled
 from lav2.llama.model import RMSNorm
 
 
@@ -20,10 +21,11 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.zeros(linear.out_features, rank))
         self.scaling = scaling
 
-    def forward(self, x: Tensor, train: bool) -> Tensor:
-        """What the update adds to the layer's output on ``x`` (…, in) → (…, out)."""
+    def forward(self, y: Tensor, x: Tensor, train: bool) -> Tensor:
+        """The layer's output ``y`` (…, out) on ``x`` (…, in), and what the update adds to it."""
         a, b = (used(parameter, train).to(x.dtype) for parameter in (self.a, self.b))
-        return F.linear(F.linear(x, a), b) * self.scaling
+        hidden = F.linear(x, a).flatten(0, -2)
+        return torch.addmm(y.flatten(0, -2), hidden, b.T, alpha=self.scaling).view_as(y)
 
     def update(self) -> Tensor:
         """ΔW (out, in)."""
@@ -48,17 +50,14 @@ class LinearTuning(nn.Module):
 
     def forward(self, linear: nn.Linear, x: Tensor, train: bool = True) -> Tensor:
         """The tuned linear layer on ``x`` (…, in) → (…, out); with ``train=False`` nothing here gets a gradient."""
-        scale = None if self.scale is None else used(self.scale, train).float()
-        # a product or sum of bf16 with an fp32 tensor is fp32
-        if self.scale_side == "input":
-            x = (x * scale).to(x.dtype)
-        y = linear(x)
-        tuned = y if self.lora is None else y + self.lora(x, train)
-        if self.bias is not None:
-            tuned = tuned + used(self.bias, train).float()
+        scale = None if self.scale is None else used(self.scale, train)
+        bias = None if self.bias is None else used(self.bias, train)
+        y = linear(scaled(x, scale) if self.scale_side == "input" else x)
+        if self.lora is not None:
+            y = self.lora(y, x, train)
         if self.scale_side == "output":
-            tuned = tuned * scale
-        return tuned.to(y.dtype)
+            return scaled(y, scale) if bias is None else biased_and_scaled(y, bias, scale)
+        return y if bias is None else biased(y, bias)
 
     @torch.no_grad()
     def fold(self, linear: nn.Linear) -> nn.Linear:

@@ -42,11 +42,11 @@ def write_world(folder: str | Path, training: int, held_out: int, instruction_co
     settings = {"training": training, "held_out": held_out, "instructions": instruction_count, "seed": seed}
     settings["made_by"] = hashlib.sha256(b"".join(path.read_bytes() for path in MAKERS)).hexdigest()[:16]
     stamp = folder / "world.json"
-    if stamp.is_file() and json.loads(stamp.read_text()) == settings:
+    if holds(stamp, settings):
         return folder
     if folder.exists() and not stamp.is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something other than the embedded world; set data.folder to a new folder")
-    drawn = folder.with_name(f".{folder.name}-drawing")  # renamed when complete: what is there is whole
+    drawn = folder.with_name(f".{folder.name}-drawing-{os.getpid()}")  # renamed when complete: what is there is whole
     shutil.rmtree(drawn, ignore_errors=True)
     unseen = sample_scenes(held_out, seed + 1)  # first, so that rare kinds of scenes are held out as well
     scenes = sample_scenes(training, seed, exclude=frozenset(unseen))
@@ -55,9 +55,17 @@ def write_world(folder: str | Path, training: int, held_out: int, instruction_co
     told = instructions(scenes, instruction_count, seed)
     (drawn / "train" / "instructions.json").write_text(json.dumps(told, indent=1))
     (drawn / stamp.name).write_text(json.dumps(settings))
-    shutil.rmtree(folder, ignore_errors=True)
-    drawn.rename(folder)
+    if holds(stamp, settings):  # another run, which started with this one, has been faster and reads it by now
+        shutil.rmtree(drawn)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        drawn.rename(folder)
     return folder
+
+
+def holds(stamp: Path, settings: dict[str, Any]) -> bool:
+    """Whether the world with these settings is there."""
+    return stamp.is_file() and json.loads(stamp.read_text()) == settings
 
 
 def write_split(folder: Path, scenes: list[Scene], seed: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress, TextColumn
 from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, RobertaConfig, RobertaForMaskedLM, RobertaTokenizerFast
 
@@ -35,6 +36,7 @@ def train_tokenizer(scenes: list[Scene], documents: int = 12000) -> PreTrainedTo
     tokenizer = ByteLevelBPETokenizer(add_prefix_space=True)
     texts = [document(scenes, rng) for _ in range(documents)]
     tokenizer.train_from_iterator(texts, VOCABULARY, special_tokens=list(SPECIAL), show_progress=False)
+    tokenizer._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
     return RobertaTokenizerFast(
         tokenizer_object=tokenizer._tokenizer, add_prefix_space=True, model_max_length=LENGTH, truncation_side="right"
     )
@@ -62,11 +64,13 @@ def masked(batch: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> dict
 
 
 @torch.no_grad()
-def measures(model: RobertaForMaskedLM, tokenizer: PreTrainedTokenizerBase, scenes: list[Scene]) -> dict[str, float]:
+def measures(
+    model: RobertaForMaskedLM, tokenizer: PreTrainedTokenizerBase, scenes: list[Scene], batches: int = 8
+) -> dict[str, float]:
     """On held-out documents, of the words that are masked: the share told right, and what the commonest word gets."""
     torch.manual_seed(SEED)
     source, right, answers = documents(scenes, tokenizer, HELD_OUT_SEED), 0, []
-    for _ in range(8):
+    for _ in range(batches):
         batch = masked(next(source), tokenizer)
         labels = batch.pop("labels")
         asked = (labels != IGNORED) & (batch["input_ids"] == tokenizer.mask_token_id)

@@ -7,6 +7,8 @@ A run is read from what its folder holds: ``config.yaml`` (the settings), ``run.
 import csv
 import json
 import math
+import os
+import socket
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +31,8 @@ TAIL = 0.1  # a training loss is the mean over this last part of the logged step
 class Run:
     """One run folder: its settings by dotted name, how it ended, and what came out by name.
 
-    ``state`` is ``finished``, ``failed``, ``stopped`` or ``running`` (also of a run that was killed); ``unknown``
-    without a ``run.json``, ``unreadable`` where a file is damaged. ``reason`` says why.
+    ``state`` is ``finished``, ``failed``, ``stopped``, ``running`` or ``killed`` (known on the machine it ran
+    on); ``unknown`` without a ``run.json``, ``unreadable`` where a file is damaged. ``reason`` says why.
     """
 
     folder: Path
@@ -118,7 +120,24 @@ def read_run(folder: str | Path) -> Run:
         outcomes["trainable_parameters"] = trainable
     outcomes |= {name: record[name] for name in ("seconds", "peak_memory_mb") if is_number(record.get(name))}
     settings = {name: str(value) if isinstance(value, list) else value for name, value in leaves(read(folder / CONFIG))}
-    return Run(folder, settings, outcomes, record.get("state", "unknown"), record.get("reason") or "")
+    state = record.get("state", "unknown")
+    if state == "running" and is_gone(record.get("process", "")):
+        state = "killed"
+    return Run(folder, settings, outcomes, state, record.get("reason") or "")
+
+
+def is_gone(process: str) -> bool:
+    """Whether a process, ``host:number``, is known to have ended."""
+    host, _, number = process.rpartition(":")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def losses(metrics: Path) -> dict[str, float]:

@@ -72,7 +72,8 @@ class Experts:
         with_image: bool = True,
         cache: str | Path | None = None,
     ):
-        self.experts = list(experts.values() if isinstance(experts, Mapping) else experts)
+        self.labels = dict(experts) if isinstance(experts, Mapping) else {}
+        self.experts = list(self.labels.values() or experts)
         names = [expert.name for expert in self.experts]
         if twice := {name for name in names if names.count(name) > 1}:
             raise UserError(f"two experts are called {min(twice)!r}: give one of them another name (experts.….name)")
@@ -94,16 +95,18 @@ class Experts:
         return experts if isinstance(experts, Experts) else cls(experts)
 
     def only(self, names: Iterable[str]) -> "Experts":
-        """These experts with the same settings, and what they know already.
+        """These experts with the same settings, and what they know already; named as the prompt shows them or, of a
+        mapping, by their keys.
 
         Raises:
             UserError: there is no expert of such a name.
         """
-        chosen, known = copy.copy(self), {expert.name: expert for expert in self.experts}
-        names = [name.strip() for name in names]
+        shown = {expert.name: expert for expert in self.experts}
+        known, names = self.labels | shown, [name.strip() for name in names]
         if unknown := [name for name in names if name not in known]:
-            raise UserError(f"there is no expert {unknown[0]!r}; there are: {', '.join(known)}")
-        chosen.experts = [expert for name, expert in known.items() if name in names]
+            raise UserError(f"there is no expert {unknown[0]!r}; there are: {', '.join(shown)}")
+        chosen, wanted = copy.copy(self), [known[name] for name in names]
+        chosen.experts = [expert for expert in self.experts if expert in wanted]
         return chosen
 
     def consult(self, image: Picture) -> Consultation:

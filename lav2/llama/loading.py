@@ -17,11 +17,12 @@ from lav2.llama.hugging_face import HuggingFaceCheckpoint
 from lav2.llama.hugging_face_config import read_config as read_hugging_face_config
 from lav2.llama.meta import MetaCheckpoint
 from lav2.llama.model import Llama
+from lav2.llama.quantization import hold_int8, is_quantized, quantized
 
 QUICK = 100_000_000  # bytes: below it no progress bar is shown
 
 
-def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
+def load_llama(path: str | Path, dtype: torch.dtype = torch.float32, quantize: str | None = None) -> Llama:
     """The frozen LLaMA stored at ``path``, in ``dtype`` and evaluation mode.
 
     Tensors are read, checked and cast one by one, so that little more memory is used than the model takes.
@@ -29,6 +30,7 @@ def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
     Args:
         path: a folder of Meta's (``params.json``) or of Hugging Face's (``config.json``), or a ``.gguf`` file.
         dtype: of the loaded weights.
+        quantize: round the blocks' linear layers to one of :data:`lav2.llama.quantization.QUANTIZATIONS`.
 
     Raises:
         UserError: as :func:`open_checkpoint`, or a tensor holds values that are not finite (names file and tensor).
@@ -37,10 +39,19 @@ def load_llama(path: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
     with torch.device("meta"):
         model = Llama(checkpoint.config)
     # made before anything is read: what is freed in between leaves no gaps, and blank tensors take no memory yet
-    tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in checkpoint.shapes.items()}
+    kept = [name for name in checkpoint if not (quantize and is_quantized(name))]
+    tensors = {name: torch.empty(checkpoint.shapes[name], dtype=dtype) for name in kept}
+    rows = {}
     for name in with_progress(checkpoint, dtype):
-        read_tensor(checkpoint, name, tensors[name])
+        tensor = tensors[name] if name in tensors else torch.empty(checkpoint.shapes[name], dtype=dtype)
+        read_tensor(checkpoint, name, tensor)
+        if quantize or dtype == torch.float16:
+            rows[name] = first_row(checkpoint[name])
+        tensors[name] = tensor if name in tensors else quantized(name, tensor, quantize)
+    if quantize == "int8":
+        hold_int8(model)
     model.load_state_dict(tensors, assign=True)
+    model.fingerprint = digest(rows) if rows else None
     return model.requires_grad_(False).eval()
 
 
@@ -117,7 +128,8 @@ def with_progress(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[str]:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite."""
-    return not tensor.numel() or all(extreme.isfinite() for extreme in tensor.aminmax())  # of all ways the quickest, and without a copy
+    # of all ways the quickest, and without a copy; an empty share of a tensor has no extremes
+    return not tensor.numel() or all(extreme.isfinite() for extreme in tensor.aminmax())
 
 
 def fingerprint(llama: Llama) -> str:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lav2.llama.config import LlamaConfig, RopeScaling
+from lav2.llama.kernels import rms_norm, swiglu
 
 
 class BlockHooks:
@@ -60,10 +61,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Normalise ``x``; ``weight`` stands in for the module's own when given."""
-        weight = self.weight if weight is None else weight
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normed.to(x.dtype) * weight.float()).to(x.dtype)  # bf16 times fp32 is fp32
+        return rms_norm(x, self.weight if weight is None else weight, self.eps)
 
 
 class KVCache:
@@ -166,7 +164,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
 
     def forward(self, x: Tensor, hooks: BlockHooks) -> Tensor:
-        gated = F.silu(hooks.linear("w1", self.w1, x)) * hooks.linear("w3", self.w3, x)
+        gated = swiglu(hooks.linear("w1", self.w1, x), hooks.linear("w3", self.w3, x))
         return hooks.linear("w2", self.w2, gated)
 
 

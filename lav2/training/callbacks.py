@@ -1,21 +1,23 @@
 """What a run writes into its folder while it trains."""
 
 import csv
+import io
 import json
-import netrc
 import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lav2.adapter import save_adapter
+from lav2.disk import write_whole
 from lav2.training.module import is_adapter
 from lav2.training.sharding import whole
+from lav2.training.tracking import wandb_logger
 
 
 class MetricsFile(Logger):
@@ -53,42 +55,23 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file anew, under another name first: whoever reads it finds it whole."""
+        """Write the file anew; whoever reads it finds it whole."""
         if not self.rows:
             return
         columns = ["step", *sorted(set().union(*self.rows) - {"step"})]
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        temporary.replace(self.path)
+        content = io.StringIO(newline="")
+        writer = csv.DictWriter(content, columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, content.getvalue())
 
     def finalize(self, status: str) -> None:
         self.save()
 
 
 def loggers(folder: str | Path, wandb: dict[str, Any] | None = None) -> list[Logger]:
-    """The loggers of a run: its ``metrics.csv`` and, with settings for it, a wandb run.
-
-    wandb runs online with a key and offline without one; a mode set in ``WANDB_MODE`` stands.
-    """
-    made: list[Logger] = [MetricsFile(folder)]
-    if wandb is not None:
-        offline = "WANDB_MODE" not in os.environ and not has_wandb_key()
-        made.append(WandbLogger(save_dir=folder, offline=offline, log_model=False, **wandb))
-    return made
-
-
-def has_wandb_key() -> bool:
-    """Whether wandb would find a key without asking: in WANDB_API_KEY or, after ``wandb login``, in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
+    """The loggers of a run: its ``metrics.csv`` and, with settings for it, a wandb run (see :func:`wandb_logger`)."""
+    return [MetricsFile(folder), *([] if wandb is None else [wandb_logger(folder, **wandb)])]
 
 
 class AdapterFolder(Callback):

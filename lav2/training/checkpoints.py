@@ -14,7 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lav2.disk import remove_leftovers, write_whole
+from lav2.disk import write_whole
 from lav2.errors import UserError
 
 KEPT = 2  # checkpoints: should the newest be damaged, there is another
@@ -80,8 +80,6 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step = trainer.global_step
-        if trainer.is_global_zero:
-            remove_leftovers(self.folder)
         if threading.current_thread() is not threading.main_thread():
             return  # no other thread may handle signals
         launcher = trainer.strategy.launcher
@@ -115,7 +113,14 @@ class Checkpoints(Checkpoint):
             for path in superseded(self.folder, self.step):
                 trainer.strategy.remove_checkpoint(path)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.restore_handlers()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Give Lightning its handlers back, before it restores those it found."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers.clear()

@@ -1,4 +1,4 @@
-"""A classifier on a frozen transformer under Lightning: the prompts, gates and head that are its own train (V1 paper)."""
+"""A classifier on a frozen transformer under Lightning: its prompts, gates and head train (V1 paper)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,7 +53,7 @@ class ClassificationModule(LightningModule):
 
 
 def tokenized(tokenizer: Any) -> Callable[[Sequence[tuple[str, int]]], tuple[dict[str, Tensor], Tensor]]:
-    """A loader's ``collate_fn``: (text, class) … → what ``tokenizer``, one of transformers', makes of them, and classes."""
+    """A loader's ``collate_fn`` for samples (text, class): what ``tokenizer``, one of transformers', gives; labels."""
 
     def collate(rows: Sequence[tuple[str, int]]) -> tuple[dict[str, Tensor], Tensor]:
         texts, labels = zip(*rows, strict=True)

@@ -1,11 +1,12 @@
 """The training loss: cross entropy over the tokens of the response."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lav2.adapter import AdaptedLlama
 from lav2.data.tokens import IGNORE
+from lav2.llama import Llama
+from lav2.llama.kernels import loss_and_slope
 
 
 def labelled_tokens(batch: dict[str, Tensor]) -> Tensor:
@@ -30,6 +31,39 @@ def response_loss(
     hidden = model.hidden(batch["tokens"][:, :-1], batch.get("features"), task, batch.get("has_image"))
     labels = batch["labels"][:, 1:]
     labelled = labels != IGNORE
-    logits = model.llama.logits(hidden[labelled]).float()  # (labelled tokens, V)
     count = labelled.sum() if count is None else count
-    return F.cross_entropy(logits, labels[labelled], reduction="sum") / torch.where(count > 0, count, 1)
+    return FrozenHeadLoss.apply(hidden[labelled], labels[labelled], model.llama) / torch.where(count > 0, count, 1)
+
+
+class FrozenHeadLoss(torch.autograd.Function):
+    """The sum of the cross entropies of tokens behind a frozen head, some rows of logits at a time.
+
+    Since nothing in the head trains, the gradient of the hidden states is known as soon as the logits are: it is
+    computed with them, and no logits are kept.
+    """
+
+    ELEMENTS = 2**23  # of the logits at a time: 32 MB
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, labels: Tensor, llama: Llama) -> Tensor:
+        """``hidden`` (N, C) and ``labels`` (N,) → a number."""
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wanted else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        count = max(1, FrozenHeadLoss.ELEMENTS // llama.config.vocab_size)
+        for start in range(0, len(hidden), count):
+            rows = slice(start, start + count)
+            with torch.set_grad_enabled(wanted):
+                states = hidden[rows].detach().requires_grad_(wanted)
+                logits = llama.logits(states)
+            loss, slope = loss_and_slope(logits.detach(), labels[rows])
+            total += loss
+            if wanted:
+                (gradient[rows],) = torch.autograd.grad(logits, states, slope)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx, slope: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * slope.to(gradient.dtype), None, None

@@ -1,5 +1,6 @@
 """Joint training with disjoint parameters (V2 paper, sec 4.2) as a LightningModule."""
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lav2.adapter import AdaptedLlama, owned, owner, trained_groups
 from lav2.adapter.ownership import trains
@@ -15,7 +17,7 @@ from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.loading import check_tensors
 from lav2.tasks import TASKS
 from lav2.training.loss import labelled_tokens, response_loss
-from lav2.training.optimizers import TaskOptim, TaskOptimizers, schedule
+from lav2.training.optimizers import TaskOptim, TaskOptimizers, learning_rate, schedule
 from lav2.training.sharding import Sharding, whole
 
 MOST_SKIPPED = 10  # steps in a row; more are no accident
@@ -73,7 +75,7 @@ class JointModule(LightningModule):
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
         counts = self.over_processes({task: labelled_tokens(rows) for task, rows in batch.items()})
         losses = {task: response_loss(self.model, rows, task, counts[task]) for task, rows in batch.items()}
-        self.optimizers(use_pl_optimizer=False).note_trained(trained_groups(self.model, batch, self.ownership))
+        self.optimizer.note_trained(trained_groups(self.model, batch, self.ownership))
         for task, loss in losses.items():
             self.step_losses.append((task, loss.detach(), batch[task]["indices"]))
         for task, loss in self.over_processes(losses).items():
@@ -107,27 +109,33 @@ class JointModule(LightningModule):
         self.log(f"val/{task}_loss", loss, batch_size=weight, add_dataloader_idx=False, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = TaskOptimizers(
+        self.optimizer = TaskOptimizers(  # kept, because DeepSpeed wraps what it is given
             {group: optim.build(group, owned(self.model, group)) for group, optim in self.optim.items()}
         )
-        scheduler = schedule(optimizer, self.optim, self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = schedule(self.optimizer, self.optim, self.trainer.estimated_stepping_batches)
+        return {"optimizer": self.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer: TaskOptimizers, **_: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: Optimizer, **_: Any) -> None:
         """Clip each group's gradient by itself: one common norm would let one task scale the other's step.
+
+        DeepSpeed keeps the gradients to itself: a config that wants them clipped was refused, and a loss that is not
+        finite always stops the run.
 
         Raises:
             UserError: a gradient is not finite, as ``on_nan`` says. (Processes share their gradients, so all agree.)
         """
         finite = True
         for group, optim in self.optim.items():
-            clip = optim.clip if optim.clip is not None else float("inf")
-            norm = whole(nn.utils.clip_grad_norm_(optimizer.parameters(group), clip))
-            if not torch.isfinite(norm):
-                finite = False
-                self.leave_out(group, optimizer)
-            self.log(f"train/{group}_gradient_norm", norm)
-            self.log(f"train/{group}_learning_rate", optimizer.learning_rate(group))
+            if isinstance(optimizer, TaskOptimizers):
+                clip = optim.clip if optim.clip is not None else float("inf")
+                norm = whole(nn.utils.clip_grad_norm_(optimizer.parameters(group), clip))
+                if not torch.isfinite(norm):
+                    finite = False
+                    self.leave_out(group, optimizer)
+                self.log(f"train/{group}_gradient_norm", norm)
+            self.log(f"train/{group}_learning_rate", learning_rate(optimizer, group))
+        if not isinstance(optimizer, TaskOptimizers):
+            self.refuse_losses_that_are_not_finite()
         self.step_losses.clear()
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         self.skipped += not finite
@@ -136,22 +144,38 @@ class JointModule(LightningModule):
 
     def leave_out(self, group: str, optimizer: TaskOptimizers) -> None:
         """Name the batch whose loss or gradient is not finite; stop, or let ``group`` take no step."""
-        found = [(task, loss, rows) for task, loss, rows in self.step_losses if not torch.isfinite(loss)]
-        samples = "; ".join(
-            f"{task} loss {loss.item():.4g}, samples {', '.join(self.places(task, rows))}"
-            for task, loss, rows in found or self.step_losses
-        )
-        line = f"step {self.global_step}: the {group} group's gradient is not finite: {samples}"
+        line = f"step {self.global_step}: the {group} group's gradient is not finite: {self.suspects()}"
         if self.on_nan == "stop" or self.skipped_in_a_row >= MOST_SKIPPED:
             raise UserError(f"{line}. Mend the data, lower optim.{group}.optimizer.lr, or skip such steps: on_nan=skip")
-        print(f"{line}. The step is left out.")
+        self.print(f"{line}. The step is left out.")
         for parameter in optimizer.parameters(group):
             parameter.grad = None
 
-    def places(self, task: str, rows: Tensor) -> list[str]:
-        """Where the samples of a batch stand in the data files."""
-        places = self.trainer.datamodule.training[task].places
-        return [places[row] for row in rows.tolist()]
+    def refuse_losses_that_are_not_finite(self) -> None:
+        total = torch.stack([loss for _, loss, _ in self.step_losses]).sum()
+        if not torch.isfinite(self.over_processes({"losses": total})["losses"]):
+            raise UserError(f"step {self.global_step}: a loss is not finite: {self.suspects()}. Mend the data")
+
+    def suspects(self) -> str:
+        """The batches of this step whose losses are not finite, of all processes; all batches if every loss is."""
+        batches = self.batches_of_this_step()
+        return "; ".join(
+            f"{task} loss {loss:.4g}, samples {', '.join(places)}"
+            for task, loss, places in [batch for batch in batches if not math.isfinite(batch[1])] or batches
+        )
+
+    def batches_of_this_step(self) -> list[tuple[str, float, list[str]]]:
+        """Task, loss and the samples' places in the data files, of the batches of all processes."""
+        data = self.trainer.datamodule.training
+        batches = [
+            (task, loss.item(), [data[task].places[row] for row in rows.tolist()])
+            for task, loss, rows in self.step_losses
+        ]
+        if self.trainer.world_size == 1:
+            return batches
+        gathered = [batches] * self.trainer.world_size
+        torch.distributed.all_gather_object(gathered, batches)
+        return [batch for share in gathered for batch in share]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the adapter only: megabytes, not the base weights."""
@@ -165,6 +189,8 @@ class JointModule(LightningModule):
         Raises:
             UserError: names the first parameter of each kind that does not fit.
         """
+        if "state_dict" not in checkpoint:
+            return  # DeepSpeed has loaded and checked its own
         expected = {name: value.shape for name, value in self.state_dict().items() if is_adapter(name)}
         check_tensors(checkpoint["state_dict"], expected, "the checkpoint")
         self.skipped = checkpoint["skipped_steps"]

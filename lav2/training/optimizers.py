@@ -125,8 +125,10 @@ class TaskOptimizers(Optimizer):
         """What ``task`` trains."""
         return [parameter for group in self.optimizers[task].param_groups for parameter in group["params"]]
 
-    def learning_rate(self, task: str) -> float:
-        return self.optimizers[task].param_groups[0]["lr"]
+
+def learning_rate(optimizer: Optimizer, task: str) -> float:
+    """The learning rate of ``task``'s first parameters."""
+    return next(group["lr"] for group in optimizer.param_groups if group["task"] == task)
 
 
 def schedule(optimizer: TaskOptimizers, settings: Mapping[str, TaskOptim], total_steps: int) -> LambdaLR:

@@ -1,5 +1,6 @@
 """``run.json``: how a run stands or ended, and what it took; for the report over many runs."""
 
+import contextlib
 import functools
 import json
 import os
@@ -12,9 +13,10 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lav2.cli import in_sweep, told
-from lav2.disk import write_whole
+from lav2.disk import remove_leftovers, write_whole
 from lav2.training.speed import device_name, peak_memory_mb, reset_peak_memory
 
 RECORD = "run.json"
@@ -27,6 +29,8 @@ class RunRecord(Callback):
         self.folder = Path(folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            remove_leftovers(self.folder)
         reset_peak_memory()
         self.before = read_record(self.folder).get("seconds", 0.0)
         self.start = time.monotonic()
@@ -62,8 +66,10 @@ def recorded(train: Callable[[DictConfig, Path], Any]) -> Callable[[DictConfig, 
             result = train(cfg, folder)
         except BaseException as error:
             if in_sweep() and not (folder / "config.yaml").is_file():
-                keep_config(cfg, folder)
-            if in_sweep() or read_record(folder).get("process") == process():
+                with contextlib.suppress(OSError, OmegaConfBaseException):  # which may be what failed
+                    keep_config(cfg, folder)
+            found = read_record(folder)
+            if in_sweep() or (found.get("state"), found.get("process")) == ("running", process()):
                 asked = isinstance(error, SystemExit | KeyboardInterrupt)
                 write_record(folder, **{"state": "stopped"} if asked else {"state": "failed", "reason": told(error)})
             raise

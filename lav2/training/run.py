@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -34,13 +35,18 @@ from lav2.data.report import print_examples
 from lav2.errors import UserError
 from lav2.llama import Llama, load_llama, load_tokenizer, open_checkpoint
 from lav2.llama.checkpoint import Checkpoint
+from lav2.llama.kernels import fuse
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
 from lav2.training.module import JointModule
+from lav2.training.plan import planned, print_plan
+from lav2.training.recomputation import recompute_blocks
 from lav2.training.record import RunRecord, keep_config, recorded
 from lav2.training.sharding import Sharding, skeleton
 from lav2.training.speed import Speed
+from lav2.training.strategies import strategy_name
+from lav2.training.tracking import Tracking
 from lav2.vision import VisionEncoder, feature_width
 
 # What makes a run the run it is: a resumed run must agree with the stored config in these sections.
@@ -57,7 +63,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """Train as ``cfg`` says and leave in ``folder`` what a run folder holds (README, "A run folder").
 
     Without base weights (``llama.path`` is null) only the parameter table is made, with ``data_report`` only the
-    report on the data is printed.
+    report on the data is printed, with ``plan`` only what each GPU will hold.
 
     Returns:
         The last value of every logged metric.
@@ -69,6 +75,9 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         raise UserError(found[0] if len(found) == 1 else f"{len(found)} problems:\n  " + "\n  ".join(found))
     if cfg.data_report:
         report_data(cfg)
+        return {}
+    if cfg.plan:
+        print_plan(*planned(cfg, bare_model(cfg), build_data(cfg), build_optim(cfg)))
         return {}
     checkpoint = resumed_checkpoint(cfg, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +104,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             Gates(),
             Speed(),
             RunRecord(folder),
+            Tracking(OmegaConf.to_container(cfg, resolve=True), folder / "adapter"),
             DataProblems(folder / "data_problems.json"),
             TQDMProgressBar(refresh_rate=cfg.callbacks.progress_every, leave=True),
             Checkpoints(folder / "checkpoints", cfg.callbacks.checkpoint_every),
@@ -116,13 +126,17 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if trainer.is_global_zero:
         write_parameters(model, folder)
         keep_config(cfg, folder)
+    if cfg.activation_checkpointing:
+        recompute_blocks(llama)
+    fuse(cfg.compile)
     module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan, weights)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     finally:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.finish()  # else the next run of a sweep would write into this one
+                failed = sys.exc_info()[0] is not None
+                logger.experiment.finish(exit_code=int(failed))  # else the sweep's next run would write into this one
     return {name: float(value) for name, value in trainer.logged_metrics.items()}
 
 
@@ -132,7 +146,7 @@ def base_model(cfg: DictConfig, strategy: Strategy) -> tuple[Llama, Checkpoint |
     if isinstance(strategy, Sharding):
         checkpoint = open_checkpoint(cfg.llama.path)
         return skeleton(checkpoint, dtype), checkpoint
-    return load_llama(cfg.llama.path, dtype), None
+    return load_llama(cfg.llama.path, dtype, cfg.llama.quantize), None
 
 
 def report_data(cfg: DictConfig) -> None:
@@ -190,10 +204,15 @@ def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
     ]
     if differences:
         raise UserError(
-            f"resume={cfg.resume}: another run: {'; '.join(differences[:3])}; give the config it was started with"
+            f"{folder} holds another run: {'; '.join(differences[:3])}; give the config it was started with"
         )
     if checkpoint is None:
         raise UserError(f"resume={cfg.resume}: no checkpoint there yet; start the run anew")
+    if checkpoint.is_dir() != (strategy_name(cfg.strategy) == "deepspeed"):
+        raise UserError(
+            f"{folder}: DeepSpeed alone reads and writes its own checkpoints; give the strategy the run was "
+            "started with"
+        )
     return checkpoint
 
 

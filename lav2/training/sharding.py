@@ -16,11 +16,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard,
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from lav2.adapter import AdaptedLlama, owner
+from lav2.adapter import AdaptedLlama
 from lav2.llama import Llama
 from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.loading import digest, first_row, read_tensor, with_progress
-from lav2.tasks import TASKS
 
 
 class Sharding(ModelParallelStrategy):
@@ -68,8 +67,8 @@ class Sharding(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The adapter's tensors, whole, on every process; the base is in no checkpoint, and is never gathered."""
-        state = self.lightning_module.state_dict()
-        return {name: whole(value).cpu() for name, value in state.items() if owner(name.removeprefix("model.")) in TASKS}
+        state = self.lightning_module.model.adapter.state_dict()
+        return {f"model.adapter.{name}": whole(value).cpu() for name, value in state.items()}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state with whole tensors."""

@@ -141,7 +141,7 @@ def test_questions_are_about_the_newest_picture(assistant, read, pictures):
 
 def test_experts_are_asked_once_a_picture(assistant, read, pictures, capsys):
     ocr, broken = Told("ocr", "EXIT"), Told("tags", None)
-    everybody = Experts([ocr, broken])
+    everybody = Experts({"words": ocr, "tags": broken})
     conversation = Conversation(assistant, everybody)
     conversation.show(pictures[0])
     for _ in range(2):
@@ -158,6 +158,7 @@ def test_experts_are_asked_once_a_picture(assistant, read, pictures, capsys):
     assert "EXIT" not in assistant.tokenizer.decode(read[-1][0])
     conversation.use(everybody.only([]))
     assert conversation.consult().texts == {}
+    assert everybody.only([" words "]).experts == everybody.only(["ocr"]).experts == [ocr]
     with pytest.raises(UserError, match="there is no expert 'orc'; there are: ocr, tags"):
         everybody.only(["orc"])
 

@@ -121,8 +121,25 @@ def test_no_global_random_state_is_read_or_moved(num_workers):
     assert list(loader(num_workers=num_workers)) == first
 
 
-def test_position_of_another_epoch_length_is_refused():
-    with pytest.raises(UserError, match="8 batches an epoch, now there are 6"):
+@pytest.mark.parametrize("done", [4, 8, 9])
+def test_a_position_serves_any_number_of_ranks(done):
+    """After the ragged rest, which one rank alone takes, as well; and back."""
+    one = loader(count=50, batch_size=6)
+    stream(one, done)
+    ranks = [loader(count=50, batch_size=3, rank=rank, world_size=2) for rank in range(2)]
+    for each in ranks:
+        each.load_state_dict(one.state_dict())
+    rest = stream(one, 1) if done == 8 else []  # two ranks go on with the next epoch
+    assert len(rest) < 2 and all(len(batch) == 2 for batch in rest)
+    for whole, *parts in zip(stream(one, 3), *(stream(each, 3) for each in ranks), strict=True):
+        assert sorted(sum(parts, [])) == sorted(whole)
+    again = loader(count=50, batch_size=6)
+    again.load_state_dict(ranks[0].state_dict())
+    assert again.state_dict() == one.state_dict() and stream(again, 1) == stream(one, 1)
+
+
+def test_a_position_among_other_batches_is_refused():
+    with pytest.raises(UserError, match="23 samples, 3 a step, now there are 23, 4 a step"):
         loader(batch_size=4).load_state_dict(loader().state_dict())
 
 

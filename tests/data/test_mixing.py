@@ -50,7 +50,7 @@ def test_resumes_from_every_position(options):
 
 
 def test_the_position_in_other_data_is_refused():
-    with pytest.raises(UserError, match="8 batches an epoch, now there are 7"):
+    with pytest.raises(UserError, match="23 samples, 3 a step, now there are 20, 3"):
         cycle({"caption": 1, "instruction": 1}, 20).load_state_dict(
             cycle({"caption": 1, "instruction": 1}).state_dict()
         )

@@ -19,7 +19,8 @@ def test_the_demo_sees(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "demo"
-    names = {"config.yaml", "metrics.csv", "checkpoints", "adapter", "parameters.json", "evaluation", "report.html"}
+    names = {"config.yaml", "metrics.csv", "checkpoints", "adapter", "evaluation", "report.html"}
+    names |= {"parameters.json", "data_problems.json", "run.json"}
     assert {path.name for path in folder.iterdir()} == names
     scores = json.loads((folder / "evaluation" / "demo" / "scores.json").read_text())
     assert scores["scenes"] >= 200 and scores["questions"] == 100

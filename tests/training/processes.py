@@ -1,11 +1,17 @@
-"""Training runs in several processes that are forked from this one, whose imports and data they share; not a test."""
+"""Training runs in several processes, which are forked from one of their own so that torch is imported once; no test.
+
+They cannot be forked from pytest's: autograd may have threads there.
+"""
 
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
+import torch
 from hydra import compose, initialize_config_dir
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import start_processes
@@ -51,9 +57,40 @@ def one_process(rank: int, port: int, jobs: list[Job]) -> None:
         run(*job)
 
 
+def let_deepspeed_run_on_cpu() -> None:
+    """Take out what Lightning checks and assumes of GPUs; DeepSpeed's own engine does run without."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from lightning.pytorch.strategies import DDPStrategy, deepspeed
+
+    import lav2.config
+
+    lav2.config.device_problems = lambda *_: ()
+    deepspeed._validate_device_index_selection = lambda devices: None
+    deepspeed.DeepSpeedStrategy.setup_environment = lambda self: DDPStrategy.setup_environment(self)
+    deepspeed.DeepSpeedStrategy.root_device = property(lambda self: torch.device("cpu", 0))
+
+
 def run_in_processes(jobs: list[Job], count: int = 2) -> None:
     """Run the jobs, one after the other, in ``count`` processes."""
+    jobs = [(str(folder), overrides, step) for folder, overrides, step in jobs]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.processes", str(count), json.dumps(jobs)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start_processes(one_process, (port, jobs), nprocs=count, start_method="fork")
+        return free.getsockname()[1]
+
+
+if __name__ == "__main__":
+    if "strategy=deepspeed" in sys.argv[2]:
+        let_deepspeed_run_on_cpu()
+    given = [(Path(folder), overrides, step) for folder, overrides, step in json.loads(sys.argv[2])]
+    start_processes(one_process, (free_port(), given), nprocs=int(sys.argv[1]), start_method="fork")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from lav2.adapter import owner
 from lav2.errors import UserError
 from lav2.training import run as run_module
+from lav2.training.checkpoints import newest_checkpoint
 from lav2.training.module import JointModule
 
 
@@ -85,13 +86,20 @@ def test_validation_leaves_training_alone(run):
     assert all(torch.equal(with_validation[name], without[name]) for name in with_validation)
 
 
-@pytest.mark.parametrize("killed_at", [3, 5, 16])
-def test_killed_and_resumed_equals_uninterrupted(run, config, tmp_path, monkeypatch, killed_at):
-    """Invariant 8 on one process: in the middle of an epoch and, at 16, in the second epoch of the instructions; with
-    accumulation, so that a step takes two batches."""
-    steps = ("trainer.max_steps=18", "trainer.accumulate_grad_batches=2", "callbacks.checkpoint_every=2")
-    whole = run("whole", *steps)
+LONGER = ("trainer.max_steps=18", "trainer.accumulate_grad_batches=2", "callbacks.checkpoint_every=2")
 
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """An uninterrupted run, with accumulation: a step takes two batches."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_module.train(config(*LONGER), folder)
+    return folder
+
+
+@pytest.mark.parametrize("killed_at", [3, 5, 16])
+def test_killed_and_resumed_equals_uninterrupted(run, config, whole, tmp_path, monkeypatch, killed_at):
+    """Invariant 8 on one process: in the middle of an epoch and, at 16, in the second epoch of the instructions."""
     step = JointModule.training_step
 
     def killed(self, batch, index):
@@ -101,9 +109,9 @@ def test_killed_and_resumed_equals_uninterrupted(run, config, tmp_path, monkeypa
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(JointModule, "training_step", killed)
-        run("broken", *steps)
+        run("broken", *LONGER)
     broken = tmp_path / "broken"
-    run_module.train(config(*steps, f"resume={broken}"), broken)
+    run_module.train(config(*LONGER, f"resume={broken}"), broken)
 
     assert all(torch.equal(value, adapter(broken)[name]) for name, value in adapter(whole).items())
     assert metrics(broken) == metrics(whole)
@@ -120,7 +128,7 @@ def test_a_resume_with_another_config_is_refused(run, config, tmp_path):
 def test_a_checkpoint_of_another_adapter_is_refused(run, config):
     """Even where the configs agree, the parameters are checked one by one."""
     folder = run("run")
-    checkpoint = next((folder / "checkpoints").glob("*.ckpt"))
+    checkpoint = newest_checkpoint(folder / "checkpoints")
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"].pop("model.adapter.instruction.norm.weight")
     torch.save(content, checkpoint)

@@ -1,17 +1,22 @@
-"""What a run logs, and sweeps."""
+"""What a run logs."""
 
 import csv
-import os
-import subprocess
-import sys
+import json
+import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import torch
 import wandb
+from PIL import Image
+from wandb.proto import wandb_internal_pb2
 
+from lav2 import load
+from lav2.errors import UserError
 from lav2.training.callbacks import MetricsFile
-
-ROOT = Path(__file__).parents[2]
+from tests.training.test_joint import adapter
 
 
 def rows(folder):
@@ -32,45 +37,107 @@ def test_a_resumed_run_continues_its_metrics_without_what_it_repeats(tmp_path):
     assert rows(tmp_path)[2]["new"] == "7.0" and rows(tmp_path)[2]["more"] == "8.0"
 
 
-def test_wandb_runs_offline_without_a_key(run, monkeypatch, tmp_path):
+@pytest.fixture
+def no_key(monkeypatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder = run("run", "logger=wandb", "trainer.max_steps=2")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+
+
+def written(folder: Path) -> list[wandb_internal_pb2.Record]:
+    """What wandb has recorded in the run folder: records in the blocks of a LevelDB log.
+
+    Its service may still be writing, after its own word that it has finished; the last record is that of the exit.
+    """
     wandb.teardown()
-    (written,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    deadline = time.monotonic() + 60  # its service may still be writing, after its own word that it has finished
-    while b"train/caption_loss" not in written.read_bytes() and time.monotonic() < deadline:
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        records = [wandb_internal_pb2.Record.FromString(content) for content in blocks(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
         time.sleep(0.2)
-    assert b"train/caption_loss" in written.read_bytes()
-    assert len(rows(folder)) == 2  # metrics.csv is there all the same
+    raise TimeoutError(f"wandb did not finish {path}")
 
 
-def test_a_sweep_gives_each_value_a_run_folder(world, tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "train.py",
-            "-m",
-            "experiment=demo",
-            "debug=fast",
-            "adapter.prompt_layers=1,2",
-            f"data.folder={world}",
-            "data.training=48",
-            "data.held_out=12",
-            "data.instruction_count=120",
-            "data.world_seed=5",
-            f"data.cache_dir={world.parent / 'features'}",
-            "data.batch_size={caption: 8, instruction: 4}",
-            f"hydra.sweep.dir={tmp_path}",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    stored = [(tmp_path / job / "config.yaml").read_text() for job in ("0", "1")]
-    assert "prompt_layers: 1" in stored[0] and "prompt_layers: 2" in stored[1]
-    assert all((tmp_path / job / "adapter" / "adapter_model.safetensors").is_file() for job in ("0", "1"))
+def blocks(log: bytes) -> Iterator[bytes]:
+    place, content = 7, b""  # after ":W&B" and a version
+    while place + 7 <= len(log):
+        room = 32768 - place % 32768
+        if room < 7:
+            place += room
+            continue
+        length, kind = struct.unpack_from("<HB", log, place + 4)
+        content += log[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield content
+            content = b""
+
+
+def history(records) -> dict[str, list]:
+    """Every logged key with its values, in order."""
+    values: dict[str, list] = {}
+    for record in records:
+        for item in record.history.item:
+            values.setdefault(item.key or ".".join(item.nested_key), []).append(json.loads(item.value_json))
+    return values
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").tobytes()
+
+
+def test_wandb_offline_holds_what_the_run_logged(run, no_key, world):
+    """Read back from wandb's own file: curves, gates, captions over time, the settings and the adapter."""
+    steps = ("trainer.max_steps=4", "trainer.val_check_interval=2", "logger.wandb.tags=[first]", "seed=3")
+    folder = run("run", "logger=wandb", *steps)
+    records = written(folder)
+    (started,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert list(started.tags) == ["first"] and started.display_name == "run" and started.project == "lav2"
+    assert started.run_id == (folder / "wandb" / "id").read_text()
+    settings = {item.key: json.loads(item.value_json) for record in records for item in record.config.update}
+    settings |= {item.key: json.loads(item.value_json) for item in started.config.update}
+    assert settings["seed"] == 3 and settings["adapter"]["prompt_length"] == 6
+
+    logged, stored = history(records), rows(folder)
+    for name in ("train/caption_loss", "train/instruction_loss", "train/caption_learning_rate", "val/caption_loss"):
+        values = [float(row[name]) for row in stored if row[name]]
+        assert values and logged[name] == pytest.approx(values)
+    assert len(logged["speed/tokens_per_second"]) == len(logged["speed/memory_mb"]) == 4
+    gates = {name for name in logged if name.startswith("gates/")}
+    assert gates == {f"gates/visual/{n}" for n in range(4)} | {f"gates/adaptation/{n}" for n in (4, 5)}
+    mean = sum(logged[f"gates/adaptation/{n}"][-1] for n in (4, 5)) / 2
+    assert mean == pytest.approx(float(stored[-1]["train/adaptation_gate"]))
+
+    artifacts = [record.artifact for record in records if record.WhichOneof("record_type") == "artifact"]
+    files = [{entry.path: Path(entry.local_path) for entry in one.manifest.contents} for one in artifacts]
+    media = [held for one, held in zip(artifacts, files, strict=True) if one.type == "run_table"][-1]
+    table = json.loads(media["captions.table.json"].read_text())
+    assert table["columns"] == ["image", "prompt", "reference", "step 2", "step 4"]
+    assert len(table["data"]) > 1
+    by_pixels = {pixels(path): path for path in (world / "train" / "images").glob("*.png")}
+    shown = [by_pixels[pixels(media[row[0]["path"]])] for row in table["data"]]
+    told = json.loads((world / "train" / "captions.json").read_text())["annotations"]
+    told += json.loads((world / "train" / "details.json").read_text())["annotations"]
+    for (_, _, reference, *_), path in zip(table["data"], shown, strict=True):
+        assert reference in {note["caption"] for note in told if note["image_id"] == int(path.stem)}
+    model = load(folder)  # the adapter says what the table's last column says
+    asked = [next(prompt for prompt in model.caption_prompts if prompt in row[1]) for row in table["data"]]
+    assert model.generate(asked, shown, max_new_tokens=48) == [row[4] for row in table["data"]]
+    (held,) = (held for one, held in zip(artifacts, files, strict=True) if one.type == "adapter")
+    assert held.keys() == {"adapter_config.json", "adapter_model.safetensors"}
+    weights = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert held["adapter_model.safetensors"].read_bytes() == weights
+
+
+def test_wandb_changes_nothing_and_can_be_switched_off(run, no_key, monkeypatch):
+    short = ("trainer.max_steps=3", "trainer.val_check_interval=2", "logger=wandb")
+    off, tracked = run("off", *short, "logger.wandb.mode=disabled"), run("tracked", *short)
+    assert not list(off.glob("wandb/*run*"))
+    assert all(torch.equal(value, adapter(tracked)[name]) for name, value in adapter(off).items())
+    with pytest.raises(UserError, match="logger.wandb.mode is 'of'; choose one of online, offline, disabled, or null"):
+        run("wrong", "logger=wandb", "logger.wandb.mode=of")

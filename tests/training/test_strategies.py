@@ -10,8 +10,8 @@ import torch
 
 from lav2.adapter import load_adapter, save_adapter
 from lav2.llama import load_llama
-from tests.training.conftest import few_steps
 from tests.training.processes import run, run_in_processes
+from tests.training.small import settings
 from tests.training.test_joint import adapter, metrics
 
 COMMON = [  # with per-task clipping, as the demo has it
@@ -25,9 +25,10 @@ TOGETHER = ["data.batch_size={caption: 4, instruction: 2}", "trainer.devices=2"]
 
 @pytest.fixture(scope="module")
 def runs(world, tmp_path_factory) -> Path:
-    """Runs of one process, DDP and FSDP2; and those that were killed and went on in another number of processes."""
+    """Runs of one process, DDP and FSDP2; and those that were killed and went on in another number of processes, one of
+    them with activation checkpointing and offloading, which must change nothing."""
     folder = tmp_path_factory.mktemp("runs")
-    base = ["experiment=demo", *few_steps(world), *COMMON]
+    base = ["experiment=demo", *settings(world), *COMMON]
     run(folder / "one", base + ALONE)
     run(folder / "one_then_fsdp2", base + ALONE, 2)
     run_in_processes(
@@ -36,7 +37,10 @@ def runs(world, tmp_path_factory) -> Path:
             (folder / "fsdp2_then_one", [*base, *TOGETHER, "strategy=fsdp2"], 2),
             (
                 folder / "one_then_fsdp2",
-                [*base, *TOGETHER, "strategy=fsdp2", f"resume={folder / 'one_then_fsdp2'}"],
+                [
+                    *(*base, *TOGETHER, "strategy=fsdp2", "strategy.strategy.offload=true"),
+                    *("activation_checkpointing=true", f"resume={folder / 'one_then_fsdp2'}"),
+                ],
                 None,
             ),
         ]

@@ -1,0 +1,109 @@
+"""``make bench``: every benchmark, one after another, each in a process of its own; then the page of their results.
+
+    python -m benchmarks [training generation …]
+
+Figures are kept in ``outputs/benchmarks/<name>.json``; a benchmark whose figures are there is not run again. The page
+is ``benchmarks/results.md`` with ``results.png``.
+"""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.measure import Ratio, environment
+
+NAMES = ("training", "generation", "features", "loading", "coco_scores")
+FIGURES = Path("outputs/benchmarks")
+PAGE = Path("benchmarks/results.md")
+
+
+def measure(name: str) -> dict:
+    """The figures of one benchmark: those kept, or new ones."""
+    file = FIGURES / f"{name}.json"
+    if not file.is_file():
+        print(f"benchmarks.{name} …", flush=True)
+        code = f"import json; from benchmarks.{name} import run; print(json.dumps(run()))"
+        done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+        figures = json.loads(done.stdout.splitlines()[-1])
+        file.write_text(json.dumps({"environment": environment("lav2")} | figures, indent=1) + "\n")
+    return json.loads(file.read_text())
+
+
+def page(found: dict[str, tuple[dict, list[Ratio]]]) -> str:
+    """The results as Markdown, a table for each benchmark."""
+    text = [
+        "# Benchmarks\n",
+        "Every figure is a ratio beside a peer, or the machine's own limit, taken in turns within one run: the median "
+        "over the turns, and the least and the most. `make bench` makes this page.\n",
+        "![The ratios](results.png)\n",
+    ]
+    for name, (figures, lines) in found.items():
+        where = figures["environment"]
+        machine, versions = where["machine"], where["versions"] | figures.get("versions", {})
+        text.append(f"## {name}\n")
+        text.append(
+            f"{machine['cpu']}, {machine['threads']} threads, load {machine['load'][0]:.1f} before; "
+            + ", ".join(f"{package} {version}" for package, version in versions.items())
+            + "\n"
+        )
+        text.append(
+            "| | beside | median | least – most | turns | asked for |\n| --- | --- | ---: | ---: | ---: | --- |"
+        )
+        text.extend(map(row, lines))
+        text.append("")
+    return "\n".join(text)
+
+
+def row(line: Ratio) -> str:
+    verdict = "" if line.met is None else ", met" if line.met else ", **not met**"
+    asked = (
+        "" if line.target is None else f"{'at most' if line.less_is_better else 'at least'} {line.target:g}{verdict}"
+    )
+    spread = f"{min(line.values):.2f} – {max(line.values):.2f}"
+    return f"| {line.what} | {line.beside} | {line.median:.2f} | {spread} | {len(line.values)} | {asked} |"
+
+
+def plot(found: dict[str, tuple[dict, list[Ratio]]], file: Path) -> None:
+    """Every ratio as a bar, on a logarithmic scale around 1."""
+    from matplotlib.figure import Figure
+
+    lines = [line for _, ratios in found.values() for line in ratios][::-1]
+    figure = Figure(figsize=(11, 1 + 0.26 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    colors = ["C0" if line.met is None else "C2" if line.met else "C3" for line in lines]
+    axes.barh(range(len(lines)), [line.median - 1 for line in lines], left=1, color=colors)
+    for place, line in enumerate(lines):
+        axes.plot([min(line.values), max(line.values)], [place, place], color="black", linewidth=1)
+        if line.target is not None:
+            axes.plot([line.target] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(lines)), [f"{line.what} / {line.beside}" for line in lines], fontsize=7)
+    axes.set_xlabel("ratio; a thick mark is what was asked for, a thin line the spread over the turns")
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=NAMES, help=f"of {', '.join(NAMES)}")
+    names = parser.parse_args().names
+    if unknown := sorted(set(names) - set(NAMES)):
+        parser.error(f"no benchmark {unknown[0]}; choose of {', '.join(NAMES)}")
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        measure(name)
+    kept = {name: measure(name) for name in NAMES if (FIGURES / f"{name}.json").is_file()}
+    found = {
+        name: (figures, list(importlib.import_module(f"benchmarks.{name}").lines(figures)))
+        for name, figures in kept.items()
+    }
+    PAGE.write_text(page(found))
+    plot(found, PAGE.with_suffix(".png"))
+    print(f"written: {PAGE}, {PAGE.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What the benchmarks share: the machine's own limits, and how repeated measurements are summed up."""
+
+import importlib.metadata
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+SMOLLM2 = {  # the shape of SmolLM2-135M, by the names of transformers
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A line of the results: ``what`` was measured, ``beside`` what, and the ratios within each turn.
+
+    ``target`` is what was asked for before it was measured: a number that the median must reach, or, where less is
+    better, stay below; None where nothing was.
+    """
+
+    what: str
+    beside: str
+    values: Sequence[float]
+    target: float | None = None
+    less_is_better: bool = False
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def met(self) -> bool | None:
+        if self.target is None:
+            return None
+        return self.median <= self.target if self.less_is_better else self.median >= self.target
+
+
+def environment(*packages: str) -> dict:
+    """The machine and the versions a result was measured with."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "unknown",
+    )
+    return {
+        "machine": {
+            "cpu": cpu,
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "load": os.getloadavg(),
+        },
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", *packages)},
+    }
+
+
+def matmul_rate(dtype: torch.dtype, inputs: int, outputs: int, tokens: int, seconds: float = 0.5) -> float:
+    """Floating-point operations a second of ``(tokens, inputs) @ (inputs, outputs)`` on this machine, now."""
+    left, right = torch.randn(tokens, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
+    torch.nn.functional.linear(left, right)
+    count, start = 0, time.perf_counter()
+    while (passed := time.perf_counter() - start) < seconds:
+        torch.nn.functional.linear(left, right)
+        count += 1
+    return 2 * tokens * inputs * outputs * count / passed
+
+
+def ratios(ours: Sequence[float], peer: Sequence[float]) -> list[float]:
+    """Of two contestants measured in turns: their ratio within each turn."""
+    return [a / b for a, b in zip(ours, peer, strict=True)]

@@ -1,0 +1,74 @@
+"""What a block computes element by element, in one place so that :func:`fuse` can compile it.
+
+Plain, each line of these functions is a pass over memory, and autograd keeps what each leaves. Compiled, a function is
+one pass forward and one backward, and keeps what it was given. The values are those of the plain functions, up to
+rounding.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+fused = False
+
+
+def fuse(on: bool = True) -> None:
+    """From now on run these functions compiled, or plain. The compiler takes a minute, once on a machine."""
+    global fused
+    fused = on
+
+
+def fusible(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = functools.cache(lambda: torch.compile(function, dynamic=True))  # the compiler is slow to import
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        return (compiled() if fused else function)(*arguments)
+
+    return run
+
+
+@fusible
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / √(mean x² + eps) · weight`` over the last dimension, in fp32; the dtype of ``x``."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normed.to(x.dtype) * weight.float()).to(x.dtype)  # bf16 times fp32 is fp32
+
+
+@fusible
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) · up``."""
+    return F.silu(gate) * up
+
+
+@fusible
+def biased(y: Tensor, bias: Tensor) -> Tensor:
+    """``y + bias`` in fp32; the dtype of ``y``."""
+    return (y + bias.float()).to(y.dtype)
+
+
+@fusible
+def scaled(y: Tensor, scale: Tensor) -> Tensor:
+    """``s · y`` in fp32; the dtype of ``y``."""
+    return (y * scale.float()).to(y.dtype)
+
+
+@fusible
+def biased_and_scaled(y: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+    """``s · (y + bias)`` in fp32; the dtype of ``y``."""
+    return ((y + bias.float()) * scale.float()).to(y.dtype)
+
+
+@fusible
+def loss_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy of ``logits`` (N, V) at ``labels`` (N,), in fp32, and its gradient in the logits' dtype."""
+    log_probabilities = F.log_softmax(logits.float(), dim=-1)
+    loss = -log_probabilities.gather(1, labels[:, None]).sum()
+    classes = torch.arange(logits.shape[-1], device=labels.device)
+    slope = log_probabilities.exp() - (classes == labels[:, None]).float()
+    return loss, slope.to(logits.dtype)

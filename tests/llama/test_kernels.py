@@ -1,0 +1,64 @@
+"""The kernels that can be compiled: what they compute, and that compiling changes only rounding."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lav2.llama import kernels
+
+SIZE = 48
+
+
+@pytest.fixture
+def arguments():
+    """For each kernel what it is called with."""
+    draw = torch.Generator().manual_seed(0)
+
+    def states(*shape):
+        return torch.randn(*shape, generator=draw).bfloat16().requires_grad_()
+
+    def parameter(size):
+        return torch.randn(size, generator=draw).requires_grad_()
+
+    x = states(2, 5, SIZE)
+    return {
+        kernels.rms_norm: (x, parameter(SIZE), 1e-5),
+        kernels.swiglu: (x, states(2, 5, SIZE)),
+        kernels.biased: (x, parameter(SIZE)),
+        kernels.scaled: (x, parameter(SIZE)),
+        kernels.biased_and_scaled: (x, parameter(SIZE), parameter(SIZE)),
+    }
+
+
+def test_norm_is_that_of_torch():
+    x, norm = torch.randn(3, 7, SIZE), nn.RMSNorm(SIZE, eps=1e-5)
+    nn.init.normal_(norm.weight)
+    torch.testing.assert_close(kernels.rms_norm(x, norm.weight, 1e-5), norm(x))
+
+
+def test_loss_and_slope_are_those_of_torch():
+    logits, labels = torch.randn(6, 11, requires_grad=True), torch.tensor([0, 10, 3, 3, 7, 1])
+    expected = F.cross_entropy(logits, labels, reduction="sum")
+    loss, slope = kernels.loss_and_slope(logits.detach(), labels)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(slope, *torch.autograd.grad(expected, logits))
+
+
+@pytest.mark.slow
+def test_compiling_changes_only_rounding(arguments):
+    def results(kernel, inputs):
+        output = kernel(*inputs)
+        wanted = [x for x in inputs if isinstance(x, torch.Tensor)]
+        return [output, *torch.autograd.grad(output, wanted, torch.ones_like(output))]
+
+    plain = {kernel: results(kernel, inputs) for kernel, inputs in arguments.items()}
+    logits, labels = torch.randn(6, 11), torch.tensor([0, 10, 3, 3, 7, 1])
+    loss = kernels.loss_and_slope(logits, labels)
+    kernels.fuse()
+    try:
+        for kernel, inputs in arguments.items():
+            torch.testing.assert_close(results(kernel, inputs), plain[kernel], rtol=2e-2, atol=2e-2)  # bf16
+        torch.testing.assert_close(kernels.loss_and_slope(logits, labels), loss)
+    finally:
+        kernels.fuse(False)

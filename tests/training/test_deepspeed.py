@@ -1,0 +1,58 @@
+"""DeepSpeed's own engine, on CPU in two processes, against one process; the first run compiles for a minute."""
+
+import json
+import os
+
+import pytest
+
+from lav2.errors import UserError
+from lav2.training.run import train
+from tests.training.conftest import few_steps
+from tests.training.processes import run, run_in_processes
+from tests.training.test_joint import adapter, metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(world, tmp_path_factory):
+    pytest.importorskip("deepspeed")
+    folder = tmp_path_factory.mktemp("runs")
+    base = [
+        *("experiment=demo", *few_steps(world), "trainer.max_steps=3", "trainer.accumulate_grad_batches=2"),
+        *("trainer.limit_val_batches=0", "optim.caption.clip=null", "optim.instruction.clip=null"),
+    ]
+    run(folder / "one", base)
+    together = ["data.batch_size={caption: 4, instruction: 2}", "trainer.devices=2"]
+    jobs = []
+    for stage in (2, 3):
+        name = folder / f"zero{stage}"
+        job = [*base, *together, f"strategy=deepspeed_zero{stage}"]
+        jobs += [(name, job, 2), (name, [*job, f"resume={name}"], None)]
+    run_in_processes(jobs)
+    return folder
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_killed_and_resumed_it_trains_as_one_process_does(runs, stage):
+    rows, expected = metrics(runs / f"zero{stage}"), metrics(runs / "one")
+    assert len(rows) == len(expected) == 3
+    for row, one in zip(rows, expected, strict=True):
+        for column in row:  # the norms of gradients are DeepSpeed's secret
+            assert float(row[column]) == pytest.approx(float(one[column]), abs=1e-5), (row["step"], column)
+    one, here = adapter(runs / "one"), adapter(runs / f"zero{stage}")
+    off = {name: (value - here[name]).abs() > 1e-5 for name, value in one.items() if not name.endswith("wk.bias")}
+    assert sum(int(where.sum()) for where in off.values()) < 0.02 * sum(where.numel() for where in off.values())
+    assert all((value - here[name]).abs().max() < 1e-3 for name, value in one.items())
+
+
+def test_its_checkpoints_hold_no_base_and_are_its_own(runs, config):
+    folder = runs / "zero3"
+    size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*.pt"))
+    base = json.loads((folder / "parameters.json").read_text())["groups"]
+    assert size < 4 * base["caption"]["bytes"] + 4 * base["instruction"]["bytes"] + 1e6 < base["frozen"]["bytes"]
+    with pytest.raises(UserError, match="DeepSpeed alone reads and writes"):
+        changes = "optim.caption.clip=null", "optim.instruction.clip=null", "trainer.accumulate_grad_batches=2"
+        steps = "trainer.max_steps=3", "trainer.limit_val_batches=0"
+        train(config(*changes, *steps, f"resume={folder}"), folder)
+    assert os.path.isdir(next((folder / "checkpoints").iterdir()))

@@ -1,0 +1,48 @@
+"""The training loss: its value and gradient are those of all logits at once, however few are there at a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lav2.data.tokens import IGNORE
+from lav2.training.loss import FrozenHeadLoss, response_loss
+
+
+@pytest.fixture
+def batch(tokens):
+    labels = tokens.clone()
+    labels[0, :4], labels[1, 6:] = IGNORE, IGNORE
+    return {"tokens": tokens, "labels": labels}
+
+
+def with_gradients(adapted, loss):
+    parameters = dict(adapted.adapter["instruction"].named_parameters())
+    return loss, dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_equals_all_logits_at_once(adapted, batch, rows, monkeypatch):
+    monkeypatch.setattr(FrozenHeadLoss, "ELEMENTS", rows * adapted.llama.config.vocab_size)
+    logits = adapted(batch["tokens"][:, :-1])
+    expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORE)
+    torch.testing.assert_close(
+        with_gradients(adapted, response_loss(adapted, batch, "instruction")), with_gradients(adapted, expected)
+    )
+
+
+def test_never_holds_more_logits_than_it_may(adapted, batch, monkeypatch):
+    seen = []
+    logits = type(adapted.llama).logits
+    monkeypatch.setattr(FrozenHeadLoss, "ELEMENTS", 4 * adapted.llama.config.vocab_size)
+    monkeypatch.setattr(
+        type(adapted.llama), "logits", lambda self, hidden: seen.append(len(hidden)) or logits(self, hidden)
+    )
+    response_loss(adapted, batch, "instruction").backward()
+    labelled = int((batch["labels"][:, 1:] != IGNORE).sum())
+    assert max(seen) == 4 and sum(seen) == labelled
+
+
+def test_without_labels_is_zero_with_zero_gradients(adapted, batch):
+    batch["labels"].fill_(IGNORE)
+    loss, gradients = with_gradients(adapted, response_loss(adapted, batch, "instruction"))
+    assert loss == 0 and all(not gradient.any() for gradient in gradients.values())
