@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo family zero-init test test-all test-web soak bench lint format demo-weights clean
+.PHONY: help install demo family claims claims-full zero-init test test-all test-web soak bench lint format demo-weights clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,6 +31,16 @@ demo: install ## train V2 jointly on the embedded world, evaluate it, and write 
 
 family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (forty minutes)
 	$(RUN) -m lav2.demo.family
+
+claims: $(VENV)/drawing ## the papers' claims on the embedded world, 62 short runs → docs/claims.md (about an hour on two cores)
+	$(RUN) -m lav2.claims
+
+claims-full: $(VENV)/drawing ## the same with every arm in three seeds, and more of them (a night)
+	$(RUN) -m lav2.claims --full
+
+$(VENV)/drawing: $(VENV)/installed pyproject.toml
+	$(VENV)/bin/python -m pip install --quiet --editable ".[report]"
+	@touch $@
 
 zero-init: $(VENV)/transformers ## zero-initialised attention in a ViT and a RoBERTa, beside a linear head (ten minutes or more)
 	$(RUN) -m lav2.demo.zero_init

@@ -17,6 +17,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
+from lav2.adapter.folder import WEIGHTS as ADAPTER
+from lav2.adapter.folder import adapter_folder
 from lav2.cli import in_sweep
 from lav2.errors import UserError
 from lav2.llama import LlamaConfig, load_tokenizer, open_checkpoint
@@ -153,6 +155,12 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"callbacks.{name} is {value!r}; it must be a whole number of steps, 1 or more"
 
 
+def start_problems(cfg: DictConfig) -> Iterator[str]:
+    """Whether there is an adapter where training is to start from one; its tensors are looked at when it is read."""
+    if cfg.adapter_from is not None and not (adapter_folder(cfg.adapter_from) / ADAPTER).is_file():
+        yield f"adapter_from={cfg.adapter_from}: no adapter there; name a run folder or an adapter folder"
+
+
 def llama_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.llama.dtype not in tuple(DTYPES):
         yield f"llama.dtype is {cfg.llama.dtype!r}; choose one of {', '.join(DTYPES)}"
@@ -259,9 +267,9 @@ def sweep_problems(trainer: Trainer) -> Iterator[str]:
 
 
 def data_problems(cfg: DictConfig) -> Iterator[str]:
-    for name in ("training", "held_out", "instruction_count"):  # of the embedded world
-        if name in cfg.data and not is_count(cfg.data[name]):
-            yield f"data.{name} is {cfg.data[name]!r}; it must be a whole number, 1 or more"
+    for name, least in (("training", 1), ("held_out", 1), ("instruction_count", 1), ("image_questions", 0)):
+        if name in cfg.data and not is_count(cfg.data[name], least):  # of the embedded world
+            yield f"data.{name} is {cfg.data[name]!r}; it must be a whole number, {least} or more"
     data = build_data(cfg)
     if has_weights(cfg) or cfg.data_report:
         yield from (f"data: {line}" for line in data.missing_files())
@@ -277,6 +285,7 @@ CHECKS = {
     "seed and callbacks": run_problems,
     "llama": llama_problems,
     "adapter": adapter_problems,
+    "adapter_from": start_problems,
     "vision": vision_problems,
     "optim": optim_problems,
     "trainer": trainer_problems,
@@ -286,6 +295,6 @@ PLAN_CHECKS = CHECKS | {"trainer": lambda cfg: ()}  # the GPUs need not be here
 REPORT_CHECKS = {"llama": tokenizer_problems, "data": data_problems}
 
 
-def is_count(value: Any) -> bool:
-    """Whether ``value`` is a whole number, 1 or more."""
-    return type(value) is int and value >= 1
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether ``value`` is a whole number, ``least`` or more."""
+    return type(value) is int and value >= least

@@ -22,11 +22,17 @@ def parser() -> ArgumentParser:
     made = ArgumentParser("python -m lav2.report", description="What was varied against what came out, over many runs.")
     made.add_argument("folders", nargs="+", help="run folders, or folders above some, such as a sweep's")
     made.add_argument("--to", help="where runs.csv, summary.csv, report.html and report.png go; default: FOLDER/report")
+    made.add_argument("--by", nargs="+", metavar="SETTING", help="what to join runs by; default: all that was varied")
     made.add_argument("--show", nargs="+", metavar="OUTCOME", help="what to print and to plot; the files hold all")
     return made
 
 
-def write_report(folders: Sequence[str | Path], to: str | Path, show_only: Sequence[str] | None = None) -> list[Group]:
+def write_report(
+    folders: Sequence[str | Path],
+    to: str | Path,
+    show_only: Sequence[str] | None = None,
+    by: Sequence[str] | None = None,
+) -> list[Group]:
     """Read the runs in ``folders``, print their table, and write it to ``to``: CSV, a page, and a picture of the plots.
 
     ``runs.csv`` has a line a run, the failed ones too; ``summary.csv`` a line for each combination of varied settings,
@@ -34,10 +40,14 @@ def write_report(folders: Sequence[str | Path], to: str | Path, show_only: Seque
     ``report``) and is left out without it.
 
     Raises:
-        UserError: a folder is missing or holds no run, or no run has an outcome that ``show_only`` names.
+        UserError: a folder is missing or holds no run, or no run has an outcome that ``show_only`` names or a setting
+            of ``by``.
     """
     runs = find_runs(folders)
-    settings, groups, outcomes = varied(runs), group_runs(runs), outcome_names(runs)
+    settings = varied(runs) if by is None else list(by)
+    groups, outcomes = group_runs(runs, settings), outcome_names(runs)
+    if unknown := [name for name in settings if not any(name in run.settings for run in runs)]:
+        raise UserError(f"--by {unknown[0]}: no run has this setting; among those they have: {', '.join(varied(runs))}")
     if unknown := sorted(set(show_only or ()) - set(outcomes)):
         raise UserError(f"--show {unknown[0]}: no run has it; they have {', '.join(outcomes)}")
     shown = list(show_only or headline(outcomes))
@@ -166,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     with clear_errors():
         parsed = parser().parse_args(arguments)
         to = Path(parsed.to or Path(parsed.folders[0]) / "report")
-        write_report(parsed.folders, to, parsed.show)
+        write_report(parsed.folders, to, parsed.show, parsed.by)
         print(f"runs.csv, summary.csv and report.html are in {to}")
         if not find_spec("matplotlib"):
             print('report.png needs matplotlib: pip install "lav2[report]"')

@@ -13,6 +13,7 @@ CHOICES = {
     "fusion": ("early", "late", "tokens"),
     "gate": ("per_head", "scalar"),
     "gate_activation": ("tanh", "none"),
+    "gate_init": ("zero", "random"),
     "scale": ("output", "input", "none"),
     "norms": ("all", "blocks", "none"),
     "prompt_projection": ("tuned", "frozen"),
@@ -81,10 +82,13 @@ class AdapterConfig:
             ``tokens``: ``visual_length`` image tokens and a modality token stand before the text (LaVIN).
         visual_layers: K, the first layers, which read visual prompts (early fusion); 0 for none.
         visual_length: the number of visual prompts (for projector ``queries``).
+        overlap: let K + L exceed N, so that some layers read both kinds of prompts; the paper keeps them apart.
         prompt_layers: L, the last layers, which read adaptation prompts; ``None`` is the paper's N - 1.
         prompt_length: the number of adaptation prompts a layer.
         gate: one gate per head, or one scalar a layer.
         gate_activation: ``tanh(g)``, or ``g`` itself (``none``).
+        gate_init: gates start at ``zero``, so that training begins from the frozen model (V1, sec 3.2), or ``random``,
+            from N(0, 1), which is there to be compared with.
         new_gate: a second factor a layer, one at the start (the released LORA models).
         bias: a trainable bias on the ``linears`` of every block (sec 4.1, Eq. 1).
         scale: a trainable scale on the same linears: on their output, ``y = s · (W x + b)`` (Eq. 1), on their input,
@@ -103,10 +107,12 @@ class AdapterConfig:
     fusion: str = "early"
     visual_layers: int = 1
     visual_length: int = 20
+    overlap: bool = False
     prompt_layers: int | None = None
     prompt_length: int = 20
     gate: str = "per_head"
     gate_activation: str = "tanh"
+    gate_init: str = "zero"
     new_gate: bool = False
     bias: bool = True
     scale: str = "output"
@@ -179,11 +185,13 @@ class AdapterConfig:
         return found
 
     def early_problems(self, layers: int, last: int) -> list[str]:
-        if last <= layers < self.visual_layers + last:
+        if self.visual_layers > layers:
+            return [f"adapter.visual_layers is {self.visual_layers}; this LLaMA has {layers} layers"]
+        if last <= layers < self.visual_layers + last and not self.overlap:
             return [
                 f"adapter.visual_layers K={self.visual_layers} and adapter.prompt_layers L={last} overlap in a LLaMA "
                 f"of N={layers} layers: early fusion needs K <= N - L = {layers - last} (paper sec 4.3); lower one of "
-                "them"
+                "them, or set adapter.overlap=true"
             ]
         return []
 

@@ -80,16 +80,30 @@ def load_adapter(folder: str | Path, llama: Llama, encoder: VisionEncoder | None
             f"the adapter in {folder} was trained on other base weights of the same shape (fingerprint "
             f"{config['base']['fingerprint']}, this model has {fingerprint(llama)}): give the base it was trained on"
         )
-    if not weights.is_file():
+    model = AdaptedLlama(llama, AdapterConfig.from_dict(config["adapter"]), config["feature_width"], encoder)
+    read_weights(model, weights)
+    return model.eval()
+
+
+def read_weights(model: AdaptedLlama, weights: str | Path) -> None:
+    """Give ``model``'s adapter the values of an ``adapter_model.safetensors``.
+
+    Raises:
+        UserError: the file cannot be read, a tensor is missing, unexpected or misshapen, or a value is not finite.
+    """
+    if not Path(weights).is_file():
         raise UserError(f"no adapter weights at {weights}")
     try:
         state = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read {weights}: {error}") from None
-    model = AdaptedLlama(llama, AdapterConfig.from_dict(config["adapter"]), config["feature_width"], encoder)
     check_tensors(state, {name: value.shape for name, value in model.adapter.state_dict().items()}, weights)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{weights} holds values that are not finite, in {name}")
     model.adapter.load_state_dict(state)
-    return model.eval()
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """The adapter folder that ``folder`` is, or that it holds as a run folder."""
+    return Path(folder) if (Path(folder) / CONFIG).is_file() else Path(folder) / "adapter"

@@ -88,7 +88,8 @@ class CaptionGroup(nn.Module):
 
 
 def new_gate(llama: Llama, config: AdapterConfig) -> Gate:
-    return Gate(llama.config.num_heads, config.gate == "per_head", config.gate_activation == "tanh", config.new_gate)
+    per_head, tanh, random = config.gate == "per_head", config.gate_activation == "tanh", config.gate_init == "random"
+    return Gate(llama.config.num_heads, per_head, tanh, config.new_gate, random)
 
 
 def new_mixture(size: int, config: MixtureConfig) -> MixtureOfModality:

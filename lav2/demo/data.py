@@ -15,8 +15,9 @@ from typing import Any
 from rich.progress import track
 
 from lav2.demo import language, world
-from lav2.demo.language import DESCRIBE, DETAIL, captions, details, instructions
+from lav2.demo.language import DESCRIBE, DETAIL, QUESTION_WEIGHTS, captions, details, instructions, questions
 from lav2.demo.world import Item, Scene, Sign, render, sample_scenes
+from lav2.disk import write_whole
 from lav2.errors import UserError
 from lav2.training.data import JointData
 
@@ -87,6 +88,27 @@ def write_split(folder: Path, scenes: list[Scene], seed: int) -> None:
     (folder / "scenes.json").write_text(json.dumps(truth))
 
 
+def write_questions(path: Path, count: int, seed: int) -> None:
+    """Write ``count`` questions about the pictures beside ``path`` (in ``train/`` of a world), once, in LLaVA's format.
+
+    V2 does without any; a model that trains on them shows how far one could come. What signs say is left out, which the
+    encoder is too coarse to read.
+    """
+    if path.is_file():
+        return
+    rng, scenes = random.Random(f"{seed} questions"), list(read_scenes(path.parent).items())
+    entries = []
+    for _ in range(count):
+        name, scene = rng.choice(scenes)
+        known = [question for question in questions(scene, rng) if question[0] != "sign"]
+        kinds = list(dict.fromkeys(kind for kind, _, _ in known))
+        kind = rng.choices(kinds, [QUESTION_WEIGHTS.get(kind, 1) for kind in kinds])[0]
+        _, question, answer = rng.choice([one for one in known if one[0] == kind])
+        said = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+        entries.append({"image": name, "conversations": said})
+    write_whole(path, json.dumps(entries))
+
+
 def draw(scene: Scene, path: Path) -> None:
     render(scene, PICTURE_SIZE).save(path)
 
@@ -107,23 +129,42 @@ class WorldData(JointData):
     Args:
         folder: where it is drawn.
         training, held_out, instruction_count, world_seed: see :func:`write_world`.
+        image_questions: number of questions about the training pictures among the instructions; V2 has none.
         settings: see :class:`lav2.training.data.JointData`.
     """
 
     def __init__(
-        self, folder: str, training: int, held_out: int, instruction_count: int, world_seed: int, **settings: Any
+        self,
+        folder: str,
+        training: int,
+        held_out: int,
+        instruction_count: int,
+        world_seed: int,
+        image_questions: int = 0,
+        **settings: Any,
     ):
         self.folder = Path(folder)
-        self.draw = partial(write_world, folder, training, held_out, instruction_count, world_seed)
         train = self.folder / "train"
+        self.write_world = partial(write_world, folder, training, held_out, instruction_count, world_seed)
+        self.write_questions = None
         sources: Sequence[dict[str, str]] = [
             {"annotations": str(train / "captions.json"), "images": str(train / "images"), "prompt": DESCRIBE},
             {"annotations": str(train / "details.json"), "images": str(train / "images"), "prompt": DETAIL},
         ]
-        super().__init__(captions=sources, instructions=[str(train / "instructions.json")], **settings)
+        told: list[str | dict[str, str]] = [str(train / "instructions.json")]
+        if image_questions:
+            path = train / f"questions_{image_questions}.json"
+            self.write_questions = partial(write_questions, path, image_questions, world_seed)
+            told.append({"format": "llava", "path": str(path), "images": str(train / "images")})
+        super().__init__(captions=sources, instructions=told, **settings)
 
     def missing_files(self) -> list[str]:
         return []  # they are drawn when needed
+
+    def draw(self) -> None:
+        self.write_world()
+        if self.write_questions is not None:
+            self.write_questions()
 
     def prepare_data(self) -> None:
         self.draw()  # on one process of a node, before the others look for it

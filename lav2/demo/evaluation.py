@@ -38,12 +38,14 @@ class Scenes:
         question_count: how many open questions, and half as many two-way ones; one of each a scene.
         generation: settings of :meth:`lav2.inference.Assistant.generate`.
         seed: of the choice of questions and of the shuffling.
+        limit: look at this many scenes, the first; ``None`` looks at all.
     """
 
     folder: str | Path
     question_count: int = 100
     generation: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    limit: int | None = None
 
     name = "demo"
 
@@ -52,14 +54,15 @@ class Scenes:
 
     def run(self, predictor: Predictor) -> Results:
         folder = Path(self.folder).absolute()
-        scenes = read_scenes(folder)
+        scenes = dict(list(read_scenes(folder).items())[: self.limit])
         images = {name: folder / "images" / name for name in scenes}
         captions, details = (self.describe(predictor, images, prompt) for prompt in predictor.caption_prompts)
 
         references: dict[str, list[str]] = {name: [] for name in scenes}
         source = CaptionSource(folder / "captions.json", folder / "images")
         for example in read_captions([source], Problems("captions", "raise")):
-            references[example.image.name].append(example.response)
+            if example.image.name in references:
+                references[example.image.name].append(example.response)
         other = shuffled(list(scenes), self.seed)
         seen, unseen = caption_scores(captions, scenes), caption_scores({n: captions[other[n]] for n in scenes}, scenes)
         scores = coco_scores(references, captions)

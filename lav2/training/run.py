@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lav2.adapter import AdaptedLlama, parameter_summary
+from lav2.adapter.folder import WEIGHTS, adapter_folder, read_weights
 from lav2.cli import in_sweep
 from lav2.config import (
     DTYPES,
@@ -49,7 +50,7 @@ from lav2.training.tracking import Tracking
 from lav2.vision import VisionEncoder, feature_width
 
 # What makes a run the run it is: a resumed run must agree with the stored config in these sections.
-IDENTITY = ("llama", "adapter", "vision", "data", "optim", "tasks", "seed", "paths", "trainer")
+IDENTITY = ("llama", "adapter", "adapter_from", "vision", "data", "optim", "tasks", "seed", "paths", "trainer")
 # … except for what changes nothing but where and how fast it runs; the loaders check that as many samples make a step
 FREE = (
     *("data.num_workers", "data.cache_dir", "data.batch_size.caption", "data.batch_size.instruction"),
@@ -120,6 +121,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
     llama, weights = base_model(cfg, trainer.strategy)
     model = AdaptedLlama(llama, adapter, feature_width(cfg.vision.name, cfg.vision.projected), encoder)
+    if cfg.adapter_from is not None:
+        read_weights(model, adapter_folder(cfg.adapter_from) / WEIGHTS)
     if trainer.is_global_zero:
         write_parameters(model, folder)
         keep_config(cfg, folder)

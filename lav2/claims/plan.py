@@ -1,0 +1,125 @@
+"""Which runs the claims need, which of them are done, and what is left to do."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lav2.claims.claim import Arm, Claim, Setting, merged
+from lav2.config import problems
+from lav2.errors import UserError
+from lav2.evaluation.runs import read
+from lav2.training.run import FREE, IDENTITY, compare
+
+NAMES = ("arm", "name", "setting", "hydra", "callbacks", "logger", "resume")  # what makes no other model
+OVERHEAD = 250  # joint steps that cost as much as starting a run and measuring it; for the remaining time alone
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an arm in one seed, in ``folder``; ``needs`` is the run it starts from."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    config: DictConfig
+    overrides: Sequence[str]
+    abilities: Sequence[str]
+    needs: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}/{self.seed}"
+
+    @property
+    def weight(self) -> float:
+        """About how long it takes, in joint steps."""
+        tasks = len(self.config.tasks) if self.config.data.mode == "max_size_cycle" else 1
+        return OVERHEAD + self.config.trainer.max_steps * tasks / 2
+
+    def trained(self) -> bool:
+        """Whether its training came to its end.
+
+        Raises:
+            UserError: the folder holds a run of other settings.
+        """
+        if read(self.folder / "run.json").get("state") != "finished":
+            return False
+        here = OmegaConf.create(OmegaConf.to_container(self.config, resolve=True))
+        for name, value, there in compare(here, OmegaConf.load(self.folder / "config.yaml")):
+            if name.split(".")[0] in IDENTITY and name not in FREE:
+                raise UserError(
+                    f"{self.folder} holds a run with {name} {there!r}, and here it is {value!r}: remove that folder, "
+                    "or choose another with setting.folder"
+                )
+        return True
+
+    def unmeasured(self, setting: Setting) -> list[str]:
+        """The abilities that have not been measured yet, or with other settings."""
+        left = []
+        for ability in self.abilities:
+            name, settings = setting.evaluations[ability]
+            folder = self.folder / "evaluation" / name
+            if not (folder / "scores.json").is_file() or read(folder / "settings.json").get("eval") != settings:
+                left.append(ability)
+        return left
+
+    def done(self, setting: Setting) -> bool:
+        return self.trained() and not self.unmeasured(setting)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs, the first seed of every arm first; ``same`` is, for each arm, the arm whose runs are also its own."""
+
+    jobs: Sequence[Job]
+    same: Mapping[str, str]
+
+    def of(self, arm: str) -> list[Job]:
+        return [job for job in self.jobs if job.arm.name == self.same[arm]]
+
+
+def make_plan(claims: Sequence[Claim], setting: Setting, full: bool = False) -> Plan:
+    """The runs that ``claims`` need; arms whose settings are the same are one.
+
+    Raises:
+        UserError: names all that is wrong with an arm's settings.
+    """
+    arms = merged(claims)
+    configs = {name: setting.compose(arm) for name, arm in arms.items()}
+    same: dict[str, str] = {}
+    known: dict[str, str] = {}
+    for name, config in configs.items():
+        same[name] = known.setdefault(f"{arms[name].after} {identity(config)}", name)
+    every = setting.values["seeds"]
+    jobs = []
+    for name in dict.fromkeys(same.values()):
+        joined = [arms[one] for one in arms if same[one] == name]
+        seeds = every if full or any(arm.seeds is None for arm in joined) else max(arm.seeds for arm in joined)
+        wanted = {ability for arm in joined for ability in setting.abilities(arm, configs[name])}
+        abilities = [ability for ability in setting.values["evaluations"] if ability in wanted]
+        if found := problems(configs[name]):
+            raise UserError(f"the arm {name}: {'; '.join(found)}")
+        for seed in range(seeds):
+            jobs.append(make_job(arms[name], seed, configs[name], abilities, setting, same))
+    return Plan(sorted(jobs, key=lambda job: job.seed), same)
+
+
+def make_job(
+    arm: Arm, seed: int, config: DictConfig, abilities: Sequence[str], setting: Setting, same: Mapping[str, str]
+) -> Job:
+    config = config.copy()
+    config.seed = seed
+    needs = setting.folder / same[arm.after] / str(seed) if arm.after else None
+    config.adapter_from = str(needs) if needs else None
+    overrides = setting.train_overrides(arm, seed, needs)
+    return Job(arm, seed, setting.folder / arm.name / str(seed), config, overrides, abilities, needs)
+
+
+def identity(config: DictConfig) -> str:
+    """What two configs share that make the same run."""
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)
+    return json.dumps({name: value for name, value in values.items() if name not in NAMES}, sort_keys=True)
