@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lav2.errors import UserError
 from lav2.llama.checkpoint import Checkpoint
