@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lav2.adapter import AdaptedLlama, AdapterConfig
 from lav2.llama import Llama, LlamaConfig
+from lav2.training.loss import FrozenHeadLoss
 from lav2.training.recomputation import recompute_blocks
 
 
@@ -97,7 +97,7 @@ def step_memory(
                 hidden = llama.blocks(tokens, turns, None, hooks=model.bind(visual, task))
                 kept += allocations.now - before
                 labelled = hidden.flatten(0, 1)[torch.arange(rows * length)]
-                losses.append(F.cross_entropy(llama.logits(labelled).float(), tokens.flatten(), reduction="sum"))
+                losses.append(FrozenHeadLoss.apply(labelled, tokens.flatten(), llama))
                 del hidden, labelled, turns, tokens, visual
             torch.stack(losses).sum().backward()
     last = [sum(few[: kind + 1]) - 1 for kind in range(3)]

@@ -113,6 +113,7 @@ class Keyboard:
     def __init__(self, *arguments):
         self.program, self.terminal = pty.fork()
         if self.program == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
             sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
             sys.argv = ["chat.py", *arguments]
             code = 1

@@ -195,7 +195,7 @@ def test_loading_takes_little_more_memory_than_the_model(form, tmp_path):
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     used = int(done.stdout)
-    assert 0.9 * size < used < 1.25 * size, used / size
+    assert 0.9 * size < used < 1.5 * size, used / size  # on a busy machine 1.3 was seen; a second copy is 2
 
 
 def memory(kind: str) -> int:

@@ -7,8 +7,8 @@ import pytest
 
 from lav2.errors import UserError
 from lav2.training.run import train
-from tests.training.conftest import few_steps
 from tests.training.processes import run, run_in_processes
+from tests.training.small import settings
 from tests.training.test_joint import adapter, metrics
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,7 @@ def runs(world, tmp_path_factory):
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("runs")
     base = [
-        *("experiment=demo", *few_steps(world), "trainer.max_steps=3", "trainer.accumulate_grad_batches=2"),
+        *("experiment=demo", *settings(world), "trainer.max_steps=3", "trainer.accumulate_grad_batches=2"),
         *("trainer.limit_val_batches=0", "optim.caption.clip=null", "optim.instruction.clip=null"),
     ]
     run(folder / "one", base)
