@@ -83,11 +83,12 @@ def test_a_claim_is_an_experiment(hydra, name):
     assert config.claim.title and config.arm == "v2" and config.data.training == 6000
 
 
-def test_v1_is_the_familys(hydra, swept):
+@pytest.mark.parametrize("method", ["v1", "v2_lora", "lavin"])
+def test_methods_are_the_familys(hydra, swept, method):
     _, plan, _ = swept
-    family = compose("train", ["experiment=family/v1"])
+    family = compose("train", [f"experiment=family/{method}"])
     for section in ("adapter", "vision", "optim", "data", "llama"):
-        assert plan.of("v1")[0].config[section] == family[section], section
+        assert plan.of(method)[0].config[section] == family[section], section
 
 
 def test_lora_trains_as_many_parameters_as_bias_and_scale(swept):
