@@ -74,11 +74,11 @@ class DialogueData(WorldData):
 
     def __init__(self, dialogue_count: int, **settings: Any):
         super().__init__(**settings)
-        draw_world, path = self.draw, self.folder / "train" / "dialogues.json"
+        self.dialogue_count, self.world_seed = dialogue_count, settings["world_seed"]
+        self.dialogues = self.folder / "train" / "dialogues.json"
+        self.instructions = [*self.instructions, {"format": "sharegpt", "path": str(self.dialogues)}]
 
-        def draw() -> None:
-            scenes = list(read_scenes(draw_world() / "train").values())
-            write_dialogues(path, dialogues(scenes, dialogue_count, settings["world_seed"]))
-
-        self.draw = draw
-        self.instructions = [*self.instructions, {"format": "sharegpt", "path": str(path)}]
+    def draw(self) -> None:
+        super().draw()
+        scenes = list(read_scenes(self.folder / "train").values())
+        write_dialogues(self.dialogues, dialogues(scenes, self.dialogue_count, self.world_seed))
