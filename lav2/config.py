@@ -242,12 +242,18 @@ def trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.gradient_clip_val is {norm}, one norm for both tasks; set optim.<task>.clip instead"
     if cfg.trainer.get("max_steps", -1) == -1 and cfg.trainer.get("max_epochs") == -1:
         yield "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one"
-    clips = {task: cfg.optim[task].get("clip") for task in cfg.tasks if cfg.optim.get(task) is not None}
-    yield from strategy_problems(cfg.strategy, clips, cfg.llama.quantize)
+    yield from engine_problems(cfg)
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = build_trainer(cfg, **dict.fromkeys(quiet, False))
     yield from device_problems(cfg.strategy, trainer)
     yield from sweep_problems(trainer)
+
+
+def engine_problems(cfg: DictConfig) -> Iterator[str]:
+    """What the strategy cannot do of what the config asks, whatever the machine has."""
+    trained = TASKS if cfg.adapter.get("ownership") == "shared" else cfg.tasks
+    clips = {task: cfg.optim[task].get("clip") for task in trained if cfg.optim.get(task) is not None}
+    yield from strategy_problems(cfg.strategy, clips, cfg.llama.quantize)
 
 
 def sweep_problems(trainer: Trainer) -> Iterator[str]:
@@ -291,7 +297,7 @@ CHECKS = {
     "trainer": trainer_problems,
     "data": data_problems,
 }
-PLAN_CHECKS = CHECKS | {"trainer": lambda cfg: ()}  # the GPUs need not be here
+PLAN_CHECKS = CHECKS | {"trainer": engine_problems}  # the GPUs need not be here
 REPORT_CHECKS = {"llama": tokenizer_problems, "data": data_problems}
 
 

@@ -52,7 +52,8 @@ class LinearTuning(nn.Module):
         """The tuned linear layer on ``x`` (…, in) → (…, out); with ``train=False`` nothing here gets a gradient."""
         scale = None if self.scale is None else used(self.scale, train)
         bias = None if self.bias is None else used(self.bias, train)
-        y = linear(scaled(x, scale) if self.scale_side == "input" else x)
+        x = scaled(x, scale) if self.scale_side == "input" else x
+        y = linear(x)
         if self.lora is not None:
             y = self.lora(y, x, train)
         if self.scale_side == "output":

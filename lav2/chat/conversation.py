@@ -119,7 +119,8 @@ class Conversation:
                 answer += piece
                 yield piece
         finally:  # at its end, and when it is stopped
-            self.exchanges.append(Exchange(question, answer, self.picture, context))
+            if answer:
+                self.exchanges.append(Exchange(question, answer, self.picture, context))
 
     def see(self) -> Tensor | None:
         """The features (S, F) of the picture; ``None`` where there is none, or the model does not see it."""

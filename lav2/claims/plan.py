@@ -12,9 +12,10 @@ from lav2.claims.claim import Arm, Claim, Setting, merged
 from lav2.config import problems
 from lav2.errors import UserError
 from lav2.evaluation.runs import read
-from lav2.training.run import FREE, IDENTITY, compare
+from lav2.training.run import IDENTITY, compare
 
 NAMES = ("arm", "name", "setting", "hydra", "callbacks", "logger", "resume")  # what makes no other model
+WITHOUT_EFFECT = ("data.num_workers", "data.cache_dir", "trainer.log_every_n_steps")
 OVERHEAD = 250  # joint steps that cost as much as starting a run and measuring it; for the remaining time alone
 
 
@@ -50,7 +51,7 @@ class Job:
             return False
         here = OmegaConf.create(OmegaConf.to_container(self.config, resolve=True))
         for name, value, there in compare(here, OmegaConf.load(self.folder / "config.yaml")):
-            if name.split(".")[0] in IDENTITY and name not in FREE:
+            if name.split(".")[0] in IDENTITY and name not in WITHOUT_EFFECT:
                 raise UserError(
                     f"{self.folder} holds a run with {name} {there!r}, and here it is {value!r}: remove that folder, "
                     "or choose another with setting.folder"

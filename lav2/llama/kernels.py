@@ -20,6 +20,10 @@ def fuse(on: bool = True) -> None:
     """From now on run these functions compiled, or plain. The compiler takes a minute, once on a machine."""
     global fused
     fused = on
+    if on:
+        import torch._dynamo  # slow, so only here
+
+        torch._dynamo.config.recompile_limit = 64  # one for each combination of dtypes, gradients and single rows
 
 
 def fusible(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -49,9 +49,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, by the checksums inside; ``None`` if nothing is. A folder is taken as it is."""
-    if path.is_dir():
-        return None
+    """What is wrong with a checkpoint, by the checksums inside; ``None`` if nothing is."""
+    if path.is_dir():  # DeepSpeed's, which writes this file last
+        return None if (path / "latest").is_file() else "its file latest is missing"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

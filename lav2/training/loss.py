@@ -66,4 +66,4 @@ class FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * slope.to(gradient.dtype), None, None
+        return (gradient.float() * slope).to(gradient.dtype), None, None  # bf16 would round the common factor

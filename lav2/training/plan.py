@@ -1,5 +1,6 @@
 """``plan=true``: what each GPU will hold, before a weight is there, and what to change where it is too much."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,7 @@ class Setting:
         offload: under FSDP2, shares stay in the host's memory.
         quantize: of the frozen base.
         rows: the samples of a batch and device, for each task.
+        accumulate: batches of a step.
     """
 
     strategy: str
@@ -44,6 +46,7 @@ class Setting:
     offload: bool
     quantize: str | None
     rows: Mapping[str, int]
+    accumulate: int = 1
 
 
 @dataclass
@@ -130,9 +133,13 @@ class Planner:
         if setting.strategy != "fsdp2" and setting.devices > 1 and setting.quantize is None:
             change("strategy=fsdp2", strategy="fsdp2")
         if max(setting.rows.values()) > 1:
-            rows = {task: max(1, count // 4) for task, count in setting.rows.items()}
+            parts = math.gcd(*setting.rows.values())  # so that a step stays what it is
+            parts = max(few for few in (1, 2, 3, 4) if parts % few == 0)
+            rows = {task: count // parts for task, count in setting.rows.items()}
             sizes = ", ".join(f"{task}: {count}" for task, count in rows.items())
-            change(f"'data.batch_size={{{sizes}}}' trainer.accumulate_grad_batches=4", rows=rows)
+            if parts > 1:
+                batches = f"trainer.accumulate_grad_batches={parts * setting.accumulate}"
+                change(f"'data.batch_size={{{sizes}}}' {batches}", rows=rows)
         if setting.strategy == "fsdp2" and not setting.offload:
             change("strategy.strategy.offload=true", offload=True)
         if setting.strategy != "fsdp2" and setting.quantize is None:
@@ -170,7 +177,14 @@ def planned(cfg: DictConfig, model: AdaptedLlama, data: JointData, optim: Mappin
     offload = strategy == "fsdp2" and cfg.strategy.strategy.offload
     rows = {task: data.batch_size[task] for task in cfg.tasks}
     count = devices * cfg.trainer.num_nodes
-    return planner, Setting(strategy, count, cfg.activation_checkpointing, offload, cfg.llama.quantize, rows)
+    kept = (
+        cfg.activation_checkpointing,
+        offload,
+        cfg.llama.quantize,
+        rows,
+        cfg.trainer.get("accumulate_grad_batches", 1),
+    )
+    return planner, Setting(strategy, count, *kept)
 
 
 def moments(optim: TaskOptim) -> int:

@@ -26,7 +26,8 @@ class Sharding(ModelParallelStrategy):
     """FSDP2 over all devices.
 
     Each block of the language model is a group of its own, gathered in the forward and again in the backward pass. The
-    adapter, a thousandth of the base, is gathered once a step, with the embeddings.
+    adapter, a thousandth of the base, is gathered once a step, with the embeddings and the head: the loss calls the head
+    as often as a process has labels for, which no two processes do alike.
 
     Args:
         offload: keep weights, gradients and the optimizer in the host's memory; a block visits the GPU when it is its
@@ -58,8 +59,6 @@ class Sharding(ModelParallelStrategy):
         mesh = self.device_mesh["data_parallel"]
         for block in model.llama.layers:
             fully_shard(block, mesh=mesh, offload_policy=policy)
-        if model.llama.output is not None:
-            fully_shard(model.llama.output, mesh=mesh, offload_policy=policy)
         fully_shard(model, mesh=mesh, offload_policy=policy)
         register_fsdp_forward_method(model, "hidden")
         if checkpoint is not None:
@@ -132,7 +131,7 @@ def read_shares(llama: Llama, checkpoint: Checkpoint, device: torch.device) -> N
                 local, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
             )
         if parameter.device_mesh.get_local_rank() == 0:
-            rows[name] = first_row(shares[name].to_local() if name in shares else checkpoint[name])
+            rows[name] = first_row(checkpoint[name])
     llama.load_state_dict(shares, strict=False, assign=True)
     if rows:  # the first process has the first rows, and writes the adapter folder
         llama.fingerprint = digest(rows)

@@ -27,6 +27,7 @@ from lav2.errors import UserError
 from lav2.llama.generation import generate
 from lav2.llama.text import AnswerText
 from lav2.training.data import JointData
+from lav2.training.sharding import whole
 
 MODES = ("online", "offline", "disabled")
 PICTURES = 8  # held-out ones that are captioned at every validation
@@ -117,8 +118,7 @@ class Tracking(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Every gate: the mean of ``|tanh g|`` over the heads of each layer."""
-        run = None if trainer.global_step % trainer.log_every_n_steps else wandb_run(trainer)
-        if run is None:
+        if trainer.global_step % trainer.log_every_n_steps:
             return
         adapter = pl_module.model.adapter
         gates = {
@@ -128,8 +128,11 @@ class Tracking(Callback):
         }
         if "caption" in adapter:
             gates |= {f"gates/visual/{layer}": gate for layer, gate in enumerate(adapter["caption"].gates)}
-        opened = {name: gate(train=False).detach().abs().mean().item() for name, gate in gates.items()}
-        run.log(opened | {"trainer/global_step": trainer.global_step - 1})
+        opened = {
+            name: whole(gate(train=False)).abs().mean().item() for name, gate in gates.items()
+        }  # on all processes
+        if run := wandb_run(trainer):
+            run.log(opened | {"trainer/global_step": trainer.global_step - 1})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A row a picture and a column a validation: how the captions of the same pictures change."""

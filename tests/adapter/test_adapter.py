@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lav2.adapter import AdapterConfig, adapt, owned, owner
-from lav2.adapter.tuning import LinearTuning, NormTuning
+from lav2.adapter.tuning import LinearTuning, LowRank, NormTuning
 from lav2.errors import UserError
 from lav2.llama.generation import generate
 from lav2.llama.model import RMSNorm, rotary, rotate
@@ -170,11 +170,12 @@ def test_forward_is_the_formulas_written_out(llama, tokens, features, scale, pro
         assert torch.allclose(model(tokens, features)[row], expected, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("scale", ["output", "input", "none"])
-def test_folding_gives_the_same_outputs(scale):
+def test_folding_gives_the_same_outputs(scale, rank):
     """Invariant 11."""
     layer = torch.nn.Linear(12, 7, bias=False)
-    tuning = LinearTuning(layer, bias=True, scale=scale)
+    tuning = LinearTuning(layer, bias=True, scale=scale, lora=LowRank(layer, rank, 0.5) if rank else None)
     with torch.no_grad():
         for parameter in tuning.parameters():
             parameter.add_(torch.randn_like(parameter))

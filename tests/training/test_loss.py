@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lav2.data.tokens import IGNORE
+from lav2.llama import Llama, LlamaConfig
 from lav2.training.loss import FrozenHeadLoss, response_loss
 
 
@@ -40,6 +41,21 @@ def test_never_holds_more_logits_than_it_may(adapted, batch, monkeypatch):
     response_loss(adapted, batch, "instruction").backward()
     labelled = int((batch["labels"][:, 1:] != IGNORE).sum())
     assert max(seen) == 4 and sum(seen) == labelled
+
+
+def test_a_divisor_is_not_rounded():
+    """A mean over 257 tokens in bf16: 1/257 would be rounded by 0.2 %."""
+    torch.manual_seed(0)
+    llama = Llama(
+        LlamaConfig(vocab_size=20, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2, intermediate_size=8)
+    )
+    llama = llama.bfloat16().requires_grad_(False)
+    hidden, labels = torch.randn(257, 16).bfloat16().requires_grad_(), torch.randint(20, (257,))
+    norms = []
+    for divisor in (1, 257):
+        (gradient,) = torch.autograd.grad(FrozenHeadLoss.apply(hidden, labels, llama) / divisor, hidden)
+        norms.append(gradient.float().norm() * divisor)
+    assert abs(norms[1] / norms[0] - 1) < 5e-4
 
 
 def test_without_labels_is_zero_with_zero_gradients(adapted, batch):

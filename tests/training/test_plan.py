@@ -166,10 +166,10 @@ def test_what_does_not_fit_says_what_to_change_in_words_of_the_command_line():
     words = [
         "activation_checkpointing=true",
         "strategy=fsdp2",
-        "'data.batch_size={caption: 1, instruction: 1}' trainer.accumulate_grad_batches=4",
+        "'data.batch_size={caption: 2, instruction: 1}' trainer.accumulate_grad_batches=8",
         "strategy.strategy.offload=true",
     ]
-    setting = Setting("ddp", 4, False, False, None, ROWS)
+    setting = Setting("ddp", 4, False, False, None, {"caption": 8, "instruction": 4}, accumulate=2)
     assert list(plan.changes(setting)) == [" ".join(words[: count + 1]) for count in range(4)]
     setting = Setting("single", 1, True, False, None, {"caption": 1, "instruction": 1})
     assert list(plan.changes(setting)) == ["llama.quantize=nf4"]
