@@ -23,8 +23,8 @@ class Results:
         self.runs: dict[str, dict[int, Run]] = {}
         for job in self.plan.jobs:
             found = self.runs.setdefault(job.arm.name, {})
-            if job.trained() and not job.unmeasured(self.setting):
-                found[job.seed] = read_run(job.folder)
+            if (job.folder / "config.yaml").is_file() and (run := read_run(job.folder)).state == "finished":
+                found[job.seed] = run
 
     def of(self, arm: str) -> Mapping[int, Run]:
         return self.runs[self.plan.same[arm]]

@@ -70,9 +70,9 @@ def biased_and_scaled(y: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
 
 @fusible
 def loss_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy of ``logits`` (N, V) at ``labels`` (N,), in fp32, and its gradient in the logits' dtype."""
+    """Summed cross entropy of ``logits`` (N, V) at ``labels`` (N,), and its gradient, both in fp32."""
     log_probabilities = F.log_softmax(logits.float(), dim=-1)
     loss = -log_probabilities.gather(1, labels[:, None]).sum()
     classes = torch.arange(logits.shape[-1], device=labels.device)
     slope = log_probabilities.exp() - (classes == labels[:, None]).float()
-    return loss, slope.to(logits.dtype)
+    return loss, slope

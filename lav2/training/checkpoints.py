@@ -65,7 +65,8 @@ class Stopped(SystemExit):
 
 
 class Checkpoints(Checkpoint):
-    """Saves every so many steps and keeps the newest ``KEPT``; SIGTERM saves after the step it meets, and ends the run.
+    """Saves every so many steps and at the last, and keeps the newest ``KEPT``; SIGTERM and Ctrl-C save after the step
+    they meet, and end the run; a second Ctrl-C ends it at once.
 
     Several processes agree on the step. A handler of SIGUSR2, with which submitit puts its job back into the queue of
     Slurm, is called after the checkpoint was written. (Lightning itself ends a run at any batch, saving nothing.)
@@ -85,12 +86,14 @@ class Checkpoints(Checkpoint):
         launcher = trainer.strategy.launcher
 
         def note(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and self.received is not None:
+                raise KeyboardInterrupt  # asked twice: at once
             if self.received is None and number == signal.SIGTERM and launcher is not None:
                 launcher.kill(number)  # the processes that this one started
             self.received = signal.Signals(number)
 
         requeues = callable(signal.getsignal(signal.SIGUSR2))
-        for number in (signal.SIGTERM, signal.SIGUSR2) if requeues else (signal.SIGTERM,):
+        for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR2] if requeues else [])):
             self.handlers[number] = signal.signal(number, note)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_index: int) -> None:
@@ -100,7 +103,7 @@ class Checkpoints(Checkpoint):
         rank_zero_only(print)(f"stopped at step {trainer.global_step} and saved; resume={where} goes on")
         if self.received == signal.SIGUSR2:
             self.handlers[signal.SIGUSR2](signal.SIGUSR2, None)
-        raise Stopped(128 + signal.SIGTERM)
+        raise Stopped(128 + (signal.SIGINT if self.received == signal.SIGINT else signal.SIGTERM))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step == self.step:
@@ -108,7 +111,7 @@ class Checkpoints(Checkpoint):
         self.step = trainer.global_step
         # Only at the next batch the run ends: the metrics of this step are logged first
         self.stopping = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
-        if self.stopping or self.step % self.every == 0:
+        if self.stopping or self.step % self.every == 0 or self.step >= trainer.estimated_stepping_batches:
             trainer.save_checkpoint(self.folder / f"step={self.step}.ckpt")
             for path in superseded(self.folder, self.step):
                 trainer.strategy.remove_checkpoint(path)

@@ -177,14 +177,9 @@ def planned(cfg: DictConfig, model: AdaptedLlama, data: JointData, optim: Mappin
     offload = strategy == "fsdp2" and cfg.strategy.strategy.offload
     rows = {task: data.batch_size[task] for task in cfg.tasks}
     count = devices * cfg.trainer.num_nodes
-    kept = (
-        cfg.activation_checkpointing,
-        offload,
-        cfg.llama.quantize,
-        rows,
-        cfg.trainer.get("accumulate_grad_batches", 1),
-    )
-    return planner, Setting(strategy, count, *kept)
+    accumulate = cfg.trainer.get("accumulate_grad_batches", 1)
+    chosen = (cfg.activation_checkpointing, offload, cfg.llama.quantize)
+    return planner, Setting(strategy, count, *chosen, rows, accumulate)
 
 
 def moments(optim: TaskOptim) -> int:

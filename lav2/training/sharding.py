@@ -26,8 +26,8 @@ class Sharding(ModelParallelStrategy):
     """FSDP2 over all devices.
 
     Each block of the language model is a group of its own, gathered in the forward and again in the backward pass. The
-    adapter, a thousandth of the base, is gathered once a step, with the embeddings and the head: the loss calls the head
-    as often as a process has labels for, which no two processes do alike.
+    adapter, a thousandth of the base, is gathered once a step, with the embeddings and the head: the loss calls the
+    head as often as a process has labels for, which no two processes do alike.
 
     Args:
         offload: keep weights, gradients and the optimizer in the host's memory; a block visits the GPU when it is its

@@ -128,9 +128,8 @@ class Tracking(Callback):
         }
         if "caption" in adapter:
             gates |= {f"gates/visual/{layer}": gate for layer, gate in enumerate(adapter["caption"].gates)}
-        opened = {
-            name: whole(gate(train=False)).abs().mean().item() for name, gate in gates.items()
-        }  # on all processes
+        # on all processes, which share a gate under FSDP2
+        opened = {name: whole(gate(train=False)).abs().mean().item() for name, gate in gates.items()}
         if run := wandb_run(trainer):
             run.log(opened | {"trainer/global_step": trainer.global_step - 1})
 

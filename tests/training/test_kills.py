@@ -117,31 +117,33 @@ def test_kill_9_and_resume_equals_uninterrupted(config, whole, tmp_path, moment)
     assert not list(folder.rglob("*.tmp")), "what the killed writer left"
 
 
-def test_sigterm_saves_and_exits(run, config, whole, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_and_exits(run, config, whole, tmp_path, monkeypatch, capsys, number, code):
     """In the middle of a step that is no checkpoint's; the step's metrics are not lost either."""
-    step, folder = JointModule.training_step, tmp_path / "stopped"
+    step, folder, handler = JointModule.training_step, tmp_path / "stopped", signal.getsignal(signal.SIGINT)
 
     def terminated(module, batch, index):
         if module.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return step(module, batch, index)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(JointModule, "training_step", terminated)
         run("stopped", *SHORT)
-    assert stop.value.code == 143 and record(folder)["state"] == "stopped"
+    assert stop.value.code == code and record(folder)["state"] == "stopped"
     assert f"stopped at step 3 and saved; resume={folder} goes on" in capsys.readouterr().out
     assert newest_checkpoint(folder / "checkpoints").name == "step=3.ckpt"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # what was there before the run
+    assert signal.getsignal(signal.SIGINT) == handler
     train(config(*SHORT, f"resume={folder}"), folder)
     assert equal(folder, whole) and metrics(folder) == metrics(whole)
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step=3.ckpt", "step=4.ckpt"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step=4.ckpt", "step=5.ckpt"}
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(config, whole, tmp_path, capsys):
     folder = tmp_path / "damaged"
     shutil.copytree(whole, folder)
-    before, newest = (folder / "checkpoints" / f"step={step}.ckpt" for step in (2, 4))
+    before, newest = (folder / "checkpoints" / f"step={step}.ckpt" for step in (4, 5))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
