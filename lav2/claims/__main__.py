@@ -41,7 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
             return
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the runs are ended too
         failed = [] if parsed.page else sweep(plan, setting, parsed.side_by_side)
-        page = write_page(claims, Results(plan, setting), setting.page)
+        results = Results(plan, setting)
+        page = write_page(claims, results, setting.page)
+        if results.left_out:
+            print(f"left out: {'; '.join(f'{job} ({reason})' for job, reason in results.left_out.items())}")
         print(f"the verdicts are in {page}")
         if not can_draw():
             print('its plots need matplotlib: pip install "lav2[report]"')

@@ -6,25 +6,45 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lav2.claims.claim import Claim, Comparison, Setting
-from lav2.claims.plan import Plan
+from lav2.claims.plan import Job, Plan
 from lav2.claims.verdict import NOT_DECIDABLE, Verdict, judge
-from lav2.evaluation.runs import Run, Spread, read, read_run
+from lav2.errors import UserError
+from lav2.evaluation.runs import CONFIG, Run, Spread, read, read_run
 from lav2.tasks import TASKS
 
 
 @dataclass
 class Results:
-    """The runs of a plan as their folders hold them, by arm and seed; a run that did not finish counts for nothing."""
+    """The runs of a plan as their folders hold them, by arm and seed.
+
+    Only a run that is done counts, trained and measured with the settings of today; ``left_out`` says why another that
+    is there does not.
+    """
 
     plan: Plan
     setting: Setting
 
     def __post_init__(self):
         self.runs: dict[str, dict[int, Run]] = {}
+        self.left_out: dict[str, str] = {}
         for job in self.plan.jobs:
             found = self.runs.setdefault(job.arm.name, {})
-            if (job.folder / "config.yaml").is_file() and (run := read_run(job.folder)).state == "finished":
-                found[job.seed] = run
+            if not (job.folder / CONFIG).is_file():
+                continue
+            if reason := self.lacks(job):
+                self.left_out[job.name] = reason
+            else:
+                found[job.seed] = read_run(job.folder)
+
+    def lacks(self, job: Job) -> str | None:
+        """Why a run that is there does not count; ``None`` if it does."""
+        try:
+            if not job.trained():
+                return "not trained to the end"
+        except UserError:
+            return "trained with other settings"
+        left = job.unmeasured(self.setting)
+        return f"{' and '.join(left)} not measured with these settings" if left else None
 
     def of(self, arm: str) -> Mapping[int, Run]:
         return self.runs[self.plan.same[arm]]

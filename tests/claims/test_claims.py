@@ -245,15 +245,17 @@ def fabricated(swept):
     for arm, captions in EFFECT.items():
         for one_job in plan.of(arm):
             folder = one_job.folder
-            (folder / "evaluation" / "demo").mkdir(parents=True)
-            (folder / "evaluation" / "language").mkdir()
+            folder.mkdir(parents=True)
             OmegaConf.save(one_job.config, folder / "config.yaml", resolve=True)
             (folder / "run.json").write_text(json.dumps({"state": "finished", "seconds": 90.0}))
             groups = {"caption": {"count": 100}, "instruction": {"count": 7}}
             (folder / "parameters.json").write_text(json.dumps({"groups": groups, "trainable": 107}))
-            scores = {"color_shape_f1": captions + 0.01 * one_job.seed}
-            (folder / "evaluation" / "demo" / "scores.json").write_text(json.dumps(scores))
-            (folder / "evaluation" / "language" / "scores.json").write_text(json.dumps({"exact_match": 0.75}))
+            measured = {"demo": {"color_shape_f1": captions + 0.01 * one_job.seed}, "language": {"exact_match": 0.75}}
+            for ability in one_job.abilities:
+                name, evaluation = setting.evaluations[ability]
+                (folder / "evaluation" / name).mkdir(parents=True)
+                (folder / "evaluation" / name / "scores.json").write_text(json.dumps(measured[name]))
+                (folder / "evaluation" / name / "settings.json").write_text(json.dumps({"eval": evaluation}))
             with (folder / "metrics.csv").open("w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(["step", "train/caption_loss", "train/instruction_loss"])
@@ -269,6 +271,26 @@ def test_verdicts_follow_from_the_run_folders(fabricated):
     assert words == [REPRODUCED, NOT_REPRODUCED, NOT_DECIDABLE]  # captions; language; one gate a layer, one seed
     assert results.judge(claim.comparisons[0]).mean == pytest.approx(0.3)
     assert results.trained_parameters("v1") == 107  # shared: all
+
+
+def test_runs_of_other_settings_are_left_out(fabricated, monkeypatch):
+    """Those that the sweep would refuse or measure again, and one that is still training."""
+    _, results, _ = fabricated
+    assert results.left_out == {}
+    first, _, third = results.plan.of("v1")
+    monkeypatch.setitem(first.config, "seed", 7)
+    monkeypatch.setitem(results.setting.evaluations["language"][1], "question_count", 7)
+    record = third.folder / "run.json"
+    finished = record.read_text()
+    record.write_text(finished.replace("finished", "running"))
+    try:
+        found = Results(results.plan, results.setting)
+    finally:
+        record.write_text(finished)
+    assert found.left_out.pop("v1/0") == "trained with other settings"
+    assert found.left_out.pop("v1/2") == "not trained to the end"
+    assert set(found.left_out.values()) == {"language not measured with these settings"} and len(found.left_out) == 5
+    assert not any(found.runs.values())
 
 
 def test_what_was_hardly_learnt_decides_nothing(fabricated, monkeypatch):
