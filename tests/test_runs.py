@@ -86,7 +86,7 @@ def test_the_report_holds_every_run(sweep, capsys):
     assert [(row["runs"], row["not finished"]) for row in summary] == [("2", "0"), ("2", "0"), ("1", "1")]
     assert float(summary[1]["coco/CIDEr std"]) == pytest.approx(np.std([1.0, 1.6], ddof=1))
     page = (made / "report.html").read_text()
-    assert "1.3 ± 0.4243" in page and "the caption loss became nan" in page
+    assert "1.30 ± 0.42" in page and "the caption loss became nan" in page
     assert page.count("<svg") == 4  # what differs: a loss, CIDEr, its part and the seconds; not the memory
     with Image.open(made / "report.png") as picture:
         assert min(picture.size) > 500

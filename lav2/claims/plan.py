@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from lav2.claims.claim import Arm, Claim, Setting, merged
 from lav2.config import problems
 from lav2.errors import UserError
-from lav2.evaluation.runs import read
+from lav2.evaluation.runs import CONFIG, RECORD, read
 from lav2.training.run import IDENTITY, compare
 
 NAMES = ("arm", "name", "setting", "hydra", "callbacks", "logger", "resume")  # what makes no other model
@@ -41,21 +41,28 @@ class Job:
         tasks = len(self.config.tasks) if self.config.data.mode == "max_size_cycle" else 1
         return OVERHEAD + self.config.trainer.max_steps * tasks / 2
 
+    def changed(self) -> tuple[str, Any, Any] | None:
+        """(name, value here, value there) of a setting in which the run in the folder is another one."""
+        here = OmegaConf.create(OmegaConf.to_container(self.config, resolve=True))
+        for name, value, there in compare(here, OmegaConf.load(self.folder / CONFIG)):
+            if name.split(".")[0] in IDENTITY and name not in WITHOUT_EFFECT:
+                return name, value, there
+        return None
+
     def trained(self) -> bool:
         """Whether its training came to its end.
 
         Raises:
             UserError: the folder holds a run of other settings.
         """
-        if read(self.folder / "run.json").get("state") != "finished":
+        if read(self.folder / RECORD).get("state") != "finished":
             return False
-        here = OmegaConf.create(OmegaConf.to_container(self.config, resolve=True))
-        for name, value, there in compare(here, OmegaConf.load(self.folder / "config.yaml")):
-            if name.split(".")[0] in IDENTITY and name not in WITHOUT_EFFECT:
-                raise UserError(
-                    f"{self.folder} holds a run with {name} {there!r}, and here it is {value!r}: remove that folder, "
-                    "or choose another with setting.folder"
-                )
+        if different := self.changed():
+            name, value, there = different
+            raise UserError(
+                f"{self.folder} holds a run with {name} {there!r}, and here it is {value!r}: remove that folder, "
+                "or choose another with setting.folder"
+            )
         return True
 
     def unmeasured(self, setting: Setting) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lav2.claims.claim import Claim
 from lav2.claims.results import Results, mean_curve
 
-WIDTH, PANEL = 5.2, 3.4  # inches
+WIDTH, PANEL, ROW = 5.2, 3.4, 0.42  # inches; a panel is higher if its rows need it
 
 
 def can_draw() -> bool:
@@ -16,7 +16,7 @@ def can_draw() -> bool:
 
 
 def draw(claim: Claim, results: Results, path: Path) -> bool:
-    """One panel for each outcome the claim looks at, with every seed as a dot, and the plots it asks for besides.
+    """A panel for each outcome the claim looks at, with every seed as a dot, and the plots it asks for besides.
 
     Returns:
         Whether there was something to draw.
@@ -25,17 +25,19 @@ def draw(claim: Claim, results: Results, path: Path) -> bool:
 
     arms = [name for name in claim.arms if results.of(name)]
     outcomes = [name for name in results.outcomes(claim) if any(results.values(arm, name) for arm in arms)]
+    shared = side_by_side(claim, outcomes)
     metrics = claim.curves.get("metrics", ()) if arms else ()
-    panels = len(outcomes) + len(metrics) + (len(claim.against) if arms else 0)
+    panels = len(shared) + len(metrics) + (len(claim.against) if arms else 0)
     if not panels:
         return False
     columns = min(2, panels)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(WIDTH * columns, PANEL * rows), layout="constrained")
+    height = max(PANEL, ROW * len(arms) * max(map(len, shared), default=0))
+    figure = Figure(figsize=(WIDTH * columns, height * rows), layout="constrained")
     places = list(figure.subplots(rows, columns, squeeze=False).flat)
     free = iter(places)
-    for outcome in outcomes:
-        dots(next(free), claim, results, arms, outcome)
+    for outcomes in shared:
+        dots(next(free), claim, results, arms, outcomes)
     for metric in metrics:
         lines(next(free), claim, results, arms, metric, claim.curves["steps"])
     for what, outcome in claim.against.items():
@@ -47,15 +49,37 @@ def draw(claim: Claim, results: Results, path: Path) -> bool:
     return True
 
 
-def dots(axes, claim: Claim, results: Results, arms: Sequence[str], outcome: str) -> None:
-    """An outcome of each arm: the seeds as circles, their mean with one standard deviation."""
-    shown = [arm for arm in arms if results.values(arm, outcome)]
-    for place, arm in enumerate(reversed(shown)):
-        spread = results.spread(arm, outcome)
-        axes.plot(spread.values, [place] * len(spread.values), "o", color="C0", fillstyle="none", markersize=4)
-        axes.errorbar(spread.mean, place, xerr=spread.std or 0.0, color="C0", marker="o", capsize=3)
-    axes.set_yticks(range(len(shown)), [wrapped(claim.arms[arm].label) for arm in reversed(shown)], fontsize="x-small")
-    axes.set_xlabel(outcome.replace("_", " "))
+def side_by_side(claim: Claim, outcomes: Sequence[str]) -> list[list[str]]:
+    """The outcomes of each panel: those that a comparison sets beside one another share one."""
+    pairs = [{one.better[1], one.worse[1]} for one in claim.comparisons]
+    panels: list[list[str]] = []
+    for outcome in outcomes:
+        compared = set().union(*(pair for pair in pairs if outcome in pair))
+        panel = next((panel for panel in panels if compared & set(panel)), None)
+        if panel is None:
+            panels.append([outcome])
+        else:
+            panel.append(outcome)
+    return panels
+
+
+def dots(axes, claim: Claim, results: Results, arms: Sequence[str], outcomes: Sequence[str]) -> None:
+    """Outcomes of each arm, one below the other: the seeds as circles, their mean with one standard deviation."""
+    labels, spreads = [], []
+    for arm in arms:
+        for outcome in outcomes:
+            if spread := results.spread(arm, outcome):
+                named = [claim.arms[arm].label, *([outcome.replace("_", " ")] if len(outcomes) > 1 else [])]
+                labels.append(wrapped(": ".join(named)))
+                spreads.append(spread)
+    for place, spread in enumerate(reversed(spreads)):
+        axes.plot(spread.values, [place] * len(spread.values), "o", color="C0", fillstyle="none", markersize=7)
+        axes.errorbar(spread.mean, place, xerr=spread.std, color="C0", marker="|", markersize=9, capsize=3)
+    axes.set_yticks(range(len(labels)), labels[::-1], fontsize="x-small")
+    axes.set_ylim(-0.5, len(labels) - 0.5)
+    meanings = results.setting.values["meanings"]
+    said = (f"{outcome.replace('_', ' ')}: {meanings[outcome]}" for outcome in outcomes)
+    axes.set_xlabel("\n".join(textwrap.fill(line, 60) for line in said), fontsize="x-small")
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -75,9 +99,11 @@ def against(axes, claim: Claim, results: Results, arms: Sequence[str], what: str
     for number, arm in enumerate(arms):
         if spread := results.spread(arm, outcome):
             at = results.trained_parameters(arm) if what == "parameters" else results.steps(arm)
-            error, label = spread.std or 0.0, wrapped(claim.arms[arm].label)
-            axes.errorbar(at, spread.mean, yerr=error, color=f"C{number}", marker="o", capsize=3, label=label)
+            label = wrapped(claim.arms[arm].label)
+            axes.errorbar(at, spread.mean, yerr=spread.std, color=f"C{number}", marker="o", capsize=3, label=label)
     axes.set(xlabel="parameters that learn" if what == "parameters" else what, ylabel=outcome.replace("_", " "))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", nbins=5)
     axes.legend(fontsize="x-small")
     axes.grid(alpha=0.3)
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from lav2.claims.claim import Claim, Comparison, Setting
 from lav2.claims.plan import Job, Plan
 from lav2.claims.verdict import NOT_DECIDABLE, Verdict, judge
-from lav2.errors import UserError
-from lav2.evaluation.runs import CONFIG, Run, Spread, read, read_run
+from lav2.evaluation.runs import CONFIG, RECORD, Run, Spread, read, read_run
 from lav2.tasks import TASKS
 
 
@@ -38,11 +37,10 @@ class Results:
 
     def lacks(self, job: Job) -> str | None:
         """Why a run that is there does not count; ``None`` if it does."""
-        try:
-            if not job.trained():
-                return "not trained to the end"
-        except UserError:
-            return "trained with other settings"
+        if read(job.folder / RECORD).get("state") != "finished":
+            return "not trained to the end"
+        if different := job.changed():
+            return f"trained with another {different[0]}"
         left = job.unmeasured(self.setting)
         return f"{' and '.join(left)} not measured with these settings" if left else None
 

@@ -67,7 +67,11 @@ class Spread:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
-        return show(self.mean) if self.std is None else f"{show(self.mean)} ± {show(self.std)}"
+        """Two digits of the standard deviation, and as many places of the mean."""
+        if not self.std:
+            return show(self.mean) if self.std is None else f"{show(self.mean)} ± 0"
+        places = max(0, 1 - math.floor(math.log10(self.std)))
+        return f"{self.mean:,.{places}f} ± {self.std:,.{places}f}"
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ def test_runs_of_other_settings_are_left_out(fabricated, monkeypatch):
         found = Results(results.plan, results.setting)
     finally:
         record.write_text(finished)
-    assert found.left_out.pop("v1/0") == "trained with other settings"
+    assert found.left_out.pop("v1/0") == "trained with another seed"
     assert found.left_out.pop("v1/2") == "not trained to the end"
     assert set(found.left_out.values()) == {"language not measured with these settings"} and len(found.left_out) == 5
     assert not any(found.runs.values())
@@ -304,8 +304,11 @@ def test_the_page_says_what_was_measured(fabricated):
     _, results, page = fabricated
     text = page.read_text()
     assert "83.85" in text and "40.77" in text  # the paper's numbers
-    assert f"+0.300 ± 0.000; by seed +0.300, +0.300, +0.300. **{REPRODUCED}**" in text
-    assert "0.41 ± 0.01" in text and "the paper does not say" in text
+    assert f"captions +0.300 ± 0.000; by seed +0.300, +0.300, +0.300. **{REPRODUCED}** (the paper's sign in" in text
+    assert f"| captions +0.300 ± 0.000 | **{REPRODUCED}** (the paper's sign in every seed) |" in text  # at a glance
+    assert "Of 2 comparisons that decide a claim: 1 reproduced, 1 not reproduced." in text
+    assert text.index("## Verdicts") < text.index("## Zero-initialised gates") < text.index("## Runs")
+    assert "0.410 ± 0.010" in text and "the paper does not say" in text
     assert f"from 7 of {len(results.plan.jobs)} run folders" in text and "runs are missing" in text
     assert "python -m lav2.report" in text and "--by arm --show demo/color_shape_f1 language/exact_match" in text
     for block in text.split("\n\n"):
@@ -313,6 +316,17 @@ def test_the_page_says_what_was_measured(fabricated):
             assert len({line.count("|") for line in block.splitlines()}) == 1, block
     picture = page.with_suffix("") / "zero_init.png"
     assert f"({picture.parent.name}/{picture.name})" in text and picture.stat().st_size > 5000
+
+
+def test_what_is_compared_shares_a_panel(swept):
+    claims, plan, setting = swept
+    results = Results(Plan([], plan.same), setting)
+    panels = {claim.name: plots.side_by_side(claim, results.outcomes(claim)) for claim in claims}
+    assert panels["zero_shot"] == [["questions", "blind"]] and panels["interference"] == [["captions"], ["language"]]
+    assert panels["experts"] == [
+        ["caption_questions", "caption_expert", "wrong_caption"],
+        ["sign_questions", "sign_expert", "wrong_sign"],
+    ]
 
 
 def test_without_matplotlib_there_is_a_page_without_pictures(fabricated, monkeypatch, tmp_path):
@@ -328,7 +342,7 @@ def test_rows_are_made_again_by_the_report(fabricated, tmp_path, capsys):
     folders = [str(results.setting.folder / arm) for arm in EFFECT]
     report.main([*folders, "--by", "arm", "--show", "demo/color_shape_f1", "--to", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "0.41 ± 0.01" in printed and "v1_random_gates" in printed
+    assert "0.410 ± 0.010" in printed and "v1_random_gates" in printed
     with pytest.raises(SystemExit):
         report.main([*folders, "--by", "harm", "--to", str(tmp_path)])
     assert "--by harm: no run has this setting" in capsys.readouterr().err
@@ -339,7 +353,7 @@ def test_a_page_of_nothing_promises_nothing(swept, tmp_path):
     empty = Results(Plan([], {}), setting)
     empty.plan, empty.runs = plan, {arm: {} for arm in set(plan.same.values())}
     text = write_page(claims, empty, tmp_path / "claims.md").read_text()
-    assert REPRODUCED not in text.partition("## Verdicts")[2].replace(NOT_REPRODUCED, "")
+    assert f"**{REPRODUCED}**" not in text and f"**{NOT_REPRODUCED}**" not in text
     assert text.count("0 of 3 seeds") > 10 and "both arms are the same model here" in text
 
 
