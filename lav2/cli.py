@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lav2.errors import UserError
+from lav2.hydra_errors import CONF, one_line, reworded
 
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk",
@@ -26,7 +27,6 @@ DISK_ERRORS = {
     errno.EACCES: "no permission to write",
     errno.EROFS: "the disk is read-only",
 }
-CONF = Path(__file__).parents[1] / "conf"
 
 
 def register_resolvers() -> None:
@@ -110,7 +110,7 @@ def mistake(error: BaseException) -> str | None:
             str(error).rpartition("UserError: ")[2].strip()
         )  # from a data worker it brings that one's traceback along
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return one_line(error)
+        return reworded(error)
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = f" {error.filename}" if error.filename else ""
         return f"{DISK_ERRORS[error.errno]}{where}: mend it or choose another folder, then resume the run or start anew"
@@ -129,14 +129,6 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*treespec, LeafSpec.*", ".*exists and is not empty.*"):
         warnings.filterwarnings("ignore", message=message)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of ``error`` and of its cause, if that says more, in one line."""
-    parts = [str(error)]
-    if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
-        parts.append(str(error.__cause__))
-    return " ".join(" ".join(parts).split())
 
 
 def fail(message: str) -> None:

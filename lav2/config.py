@@ -17,14 +17,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
-from lav2.adapter.folder import WEIGHTS as ADAPTER
-from lav2.adapter.folder import adapter_folder
 from lav2.cli import in_sweep
 from lav2.errors import UserError
 from lav2.llama import LlamaConfig, load_tokenizer, open_checkpoint
 from lav2.llama.loading import read_config
 from lav2.llama.quantization import QUANTIZATIONS, check_torchao
 from lav2.llama.tokenizer import tokenizer_file
+from lav2.run_folder import adapter_folder
 from lav2.tasks import TASKS
 from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
@@ -157,8 +156,11 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
 
 def start_problems(cfg: DictConfig) -> Iterator[str]:
     """Whether there is an adapter where training is to start from one; its tensors are looked at when it is read."""
-    if cfg.adapter_from is not None and not (adapter_folder(cfg.adapter_from) / ADAPTER).is_file():
-        yield f"adapter_from={cfg.adapter_from}: no adapter there; name a run folder or an adapter folder"
+    if cfg.adapter_from is not None:
+        try:
+            adapter_folder(cfg.adapter_from, "adapter_from")
+        except UserError as error:
+            yield str(error)
 
 
 def llama_problems(cfg: DictConfig) -> Iterator[str]:

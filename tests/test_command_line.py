@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +16,18 @@ from lav2.llama import load_llama
 ROOT = Path(__file__).parents[1]
 
 
-def call(script, *arguments, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, ROOT / script, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
+def call(*arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["adapter.promt_layers=3"], "promt_layers"),
-        (["llama=8b"], "llama/8b"),
+        (
+            ["adapter.promt_layers=3"],
+            "adapter.promt_layers, the nearest is adapter.prompt_layers; adapter has",
+        ),
+        (["llama=8b"], "llama: there is no '8b'; choose one of 13b, "),
         (["adapter.gate=per_layer"], "adapter.gate is 'per_layer'; choose one of per_head, scalar"),
         (["adapter.visual_layers=5", "adapter.prompt_layers=4"], "K <= N - L"),
         (["llama.path=/nowhere"], "/nowhere"),
@@ -45,6 +47,15 @@ def test_wrong_values_get_one_line(arguments, message, tmp_path):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("run", "message"), [([], "run is not given: add run=<a run"), (["run=/no"], "run=/no: no adapter")]
+)
+def test_a_run_that_is_not_there_is_told_of_before_torch_is_imported(run, message):
+    done = call("-X", "importtime", "chat.py", *run)
+    assert done.returncode == 2 and f"error: {message}" in done.stderr and " lav2.run_folder" in done.stderr
+    assert not re.search(r"\| +(torch|lightning|open_clip)$", done.stderr, re.MULTILINE)
 
 
 def test_all_problems_are_reported_together(tmp_path):
@@ -73,10 +84,11 @@ def test_an_adapter_of_another_base_is_refused(adapted, tmp_path):
 
 def test_evaluation_names_what_is_missing(tmp_path):
     done = call("evaluate.py", f"run={tmp_path / 'nowhere'}", "eval=coco_caption")
-    assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "nowhere: no adapter there" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"format": 99}))
+    (tmp_path / "adapter" / "adapter_model.safetensors").touch()
     done = call("evaluate.py", f"run={tmp_path}", "eval=coco_caption", f"paths.images={tmp_path}")
     assert done.returncode == 2 and "paths.annotations is None" in done.stderr
 

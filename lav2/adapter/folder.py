@@ -16,9 +16,10 @@ from lav2.disk import write_whole
 from lav2.errors import UserError
 from lav2.llama import Llama, LlamaConfig
 from lav2.llama.loading import check_tensors, fingerprint
+from lav2.run_folder import ADAPTER_CONFIG as CONFIG
+from lav2.run_folder import ADAPTER_WEIGHTS as WEIGHTS
 from lav2.vision import VisionEncoder
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FORMAT = 1
 
 
@@ -102,8 +103,3 @@ def read_weights(model: AdaptedLlama, weights: str | Path) -> None:
         if not torch.isfinite(tensor).all():
             raise UserError(f"{weights} holds values that are not finite, in {name}")
     model.adapter.load_state_dict(state)
-
-
-def adapter_folder(folder: str | Path) -> Path:
-    """The adapter folder that ``folder`` is, or that it holds as a run folder."""
-    return Path(folder) if (Path(folder) / CONFIG).is_file() else Path(folder) / "adapter"

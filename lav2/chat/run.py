@@ -7,7 +7,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lav2.adapter import read_adapter_config
-from lav2.adapter.folder import CONFIG, WEIGHTS
 from lav2.chat.conversation import Conversation
 from lav2.chat.terminal import Terminal
 from lav2.config import DTYPES, construct
@@ -16,6 +15,7 @@ from lav2.errors import UserError
 from lav2.experts import Experts
 from lav2.inference import Assistant, load
 from lav2.llama.settings import GenerationSettings
+from lav2.run_folder import adapter_folder
 
 INTERFACES = ("terminal", "web")
 
@@ -26,7 +26,9 @@ def chat(cfg: DictConfig) -> None:
     Raises:
         UserError: the run or its base is missing, or a setting is wrong; found before any weight is read.
     """
-    folder = adapter_folder(cfg)
+    folder = adapter_folder(cfg.run)
+    if cfg.dtype not in DTYPES:
+        raise UserError(f"dtype is {cfg.dtype!r}; choose one of {', '.join(DTYPES)}")
     config = read_adapter_config(folder)
     settings = generation_settings(cfg, config["base"]["shape"]["max_length"])
     if cfg.ui not in INTERFACES:
@@ -45,23 +47,6 @@ def chat(cfg: DictConfig) -> None:
     if cfg.image is not None:
         conversation.show(cfg.image)
     Terminal(conversation, settings).run()
-
-
-def adapter_folder(cfg: DictConfig) -> Path:
-    """``cfg.run``, or the adapter in it.
-
-    Raises:
-        UserError: there is none.
-    """
-    run = Path(cfg.run)
-    if cfg.dtype not in DTYPES:
-        raise UserError(f"dtype is {cfg.dtype!r}; choose one of {', '.join(DTYPES)}")
-    folder = run if (run / CONFIG).is_file() else run / "adapter"
-    if not folder.is_dir():
-        raise UserError(f"run={run}: neither a run folder (adapter/ is missing) nor an adapter folder")
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"no adapter weights at {folder / WEIGHTS}")
-    return folder
 
 
 def load_assistant(cfg: DictConfig, folder: Path) -> Assistant:

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from lav2.cli import CONF, clear_errors, quiet, register_resolvers
 from lav2.evaluation.run import evaluate
 from lav2.evaluation.runs import read
+from lav2.run_folder import RECORD
 from lav2.training.run import train
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         training = compose("train", [*job["train"], "resume=auto"])
         evaluations = [compose("evaluate", [*overrides, f"run={folder}"]) for overrides in job["evaluations"]]
-    if read(folder / "run.json").get("state") != "finished":
+    if read(folder / RECORD).get("state") != "finished":
         train(training, folder)
     for evaluation in evaluations:
         evaluate(evaluation)

@@ -55,8 +55,8 @@ def verdicts(claims: Sequence[Claim], results: Results) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in sorted(words.items(), reverse=True))
     parts = [
         "## Verdicts",
-        f"Of {words.total()} comparisons that decide a claim: {counts}. The first of each claim is the claim itself, the "
-        f"others are where else it may hold; {unclaimed} more are measured that no paper claims.",
+        f"Of {words.total()} comparisons that decide a claim: {counts}. The first of each claim is the claim itself, "
+        f"the others are where else it may hold; {unclaimed} more are measured that no paper claims.",
         table(["claim", "what must come out", "effect ± spread", "verdict"], rows),
         f"The rule, fixed in `lav2/claims/verdict.py` before the runs: {RULE} Each claim's file in "
         "`conf/experiment/claims/` names its arms.",

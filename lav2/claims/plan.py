@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from lav2.claims.claim import Arm, Claim, Setting, merged
 from lav2.config import problems
 from lav2.errors import UserError
-from lav2.evaluation.runs import CONFIG, RECORD, read
+from lav2.evaluation.runs import read
+from lav2.run_folder import CONFIG, RECORD
 from lav2.training.run import IDENTITY, compare
 
 NAMES = ("arm", "name", "setting", "hydra", "callbacks", "logger", "resume")  # what makes no other model

@@ -8,7 +8,8 @@ from pathlib import Path
 from lav2.claims.claim import Claim, Comparison, Setting
 from lav2.claims.plan import Job, Plan
 from lav2.claims.verdict import NOT_DECIDABLE, Verdict, judge
-from lav2.evaluation.runs import CONFIG, RECORD, Run, Spread, read, read_run
+from lav2.evaluation.runs import Run, Spread, read, read_run
+from lav2.run_folder import CONFIG, RECORD
 from lav2.tasks import TASKS
 
 

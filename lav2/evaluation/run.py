@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lav2.adapter import read_adapter_config
-from lav2.adapter.folder import WEIGHTS
 from lav2.config import DTYPES, construct
 from lav2.errors import UserError
 from lav2.evaluation.predict import Predictor, model_identity
 from lav2.evaluation.results import Results
 from lav2.inference import load
+from lav2.run_folder import adapter_folder
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -29,15 +29,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     folder = Path(cfg.run)
     if cfg.dtype not in DTYPES:
         raise UserError(f"dtype is {cfg.dtype!r}; choose one of {', '.join(DTYPES)}")
-    if not (folder / "adapter").is_dir():
-        raise UserError(f"run={folder}: no run folder there (adapter/ is missing)")
+    adapter = adapter_folder(folder)
+    if adapter == folder:
+        raise UserError(f"run={folder}: an adapter folder; name the run folder that holds it")
     task = construct("eval", cfg.eval)
-    config = read_adapter_config(folder / "adapter")
-    if not (folder / "adapter" / WEIGHTS).is_file():
-        raise UserError(f"no adapter weights at {folder / 'adapter' / WEIGHTS}")
+    config = read_adapter_config(adapter)
     predictor = Predictor(
         partial(load, folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype]),
-        model_identity(folder / "adapter", base=cfg.base, vision_weights=cfg.vision_weights, dtype=cfg.dtype),
+        model_identity(adapter, base=cfg.base, vision_weights=cfg.vision_weights, dtype=cfg.dtype),
         folder / "evaluation" / task.name,
         config["caption_prompts"],
     )

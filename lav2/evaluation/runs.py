@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lav2.errors import UserError
+from lav2.run_folder import CONFIG, RECORD
 
-CONFIG, RECORD = "config.yaml", "run.json"
 # Settings that say where a run lies or what it prints, and the seed, which gives the spread
 NO_SETTING = ("seed", "name", "resume", "logger", "callbacks", "data_report")
 TAIL = 0.1  # a training loss is the mean over this last part of the logged steps: one batch's says little

@@ -17,9 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lav2.cli import in_sweep, told
 from lav2.disk import remove_leftovers, write_whole
+from lav2.run_folder import CONFIG, RECORD
 from lav2.training.speed import device_name, peak_memory_mb, reset_peak_memory
-
-RECORD = "run.json"
 
 
 class RunRecord(Callback):
@@ -65,7 +64,7 @@ def recorded(train: Callable[[DictConfig, Path], Any]) -> Callable[[DictConfig, 
         try:
             result = train(cfg, folder)
         except BaseException as error:
-            if in_sweep() and not (folder / "config.yaml").is_file():
+            if in_sweep() and not (folder / CONFIG).is_file():
                 with contextlib.suppress(OSError, OmegaConfBaseException):  # which may be what failed
                     keep_config(cfg, folder)
             found = read_record(folder)
@@ -73,7 +72,7 @@ def recorded(train: Callable[[DictConfig, Path], Any]) -> Callable[[DictConfig, 
                 asked = isinstance(error, SystemExit | KeyboardInterrupt)
                 write_record(folder, **{"state": "stopped"} if asked else {"state": "failed", "reason": told(error)})
             raise
-        if (folder / "config.yaml").is_file():
+        if (folder / CONFIG).is_file():
             write_record(folder, state="finished", reason=None)
         return result
 
@@ -83,7 +82,7 @@ def recorded(train: Callable[[DictConfig, Path], Any]) -> Callable[[DictConfig, 
 @rank_zero_only
 def keep_config(cfg: DictConfig, folder: Path) -> None:
     """Write ``config.yaml``, with its interpolations resolved."""
-    write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_whole(folder / CONFIG, OmegaConf.to_yaml(cfg, resolve=True))
 
 
 @rank_zero_only

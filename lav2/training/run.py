@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lav2.adapter import AdaptedLlama, parameter_summary
-from lav2.adapter.folder import WEIGHTS, adapter_folder, read_weights
+from lav2.adapter.folder import WEIGHTS, read_weights
 from lav2.cli import in_sweep
 from lav2.config import (
     DTYPES,
@@ -36,6 +36,7 @@ from lav2.errors import UserError
 from lav2.llama import Llama, load_llama, load_tokenizer, open_checkpoint
 from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.kernels import fuse
+from lav2.run_folder import CONFIG, adapter_folder
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
@@ -188,7 +189,7 @@ def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
         UserError: there is no run to resume or no good checkpoint of it; ``folder`` holds a run that nobody asked to
             resume; or ``cfg`` is not the config of that run, and then names what differs.
     """
-    there, checkpoint = (folder / "config.yaml").is_file(), newest_checkpoint(folder / "checkpoints")
+    there, checkpoint = (folder / CONFIG).is_file(), newest_checkpoint(folder / "checkpoints")
     if cfg.resume in (None, "auto"):
         if not there or checkpoint is None:
             return None
@@ -199,7 +200,7 @@ def resumed_checkpoint(cfg: DictConfig, folder: Path) -> Path | None:
     here = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     differences = [
         f"{name} is {value!r} here and {then!r} there"
-        for name, value, then in compare(here, OmegaConf.load(folder / "config.yaml"))
+        for name, value, then in compare(here, OmegaConf.load(folder / CONFIG))
         if name.split(".")[0] in IDENTITY and name not in FREE
     ]
     if differences:

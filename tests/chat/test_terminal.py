@@ -86,7 +86,7 @@ def test_experts_are_chosen_and_shown(assistant, monkeypatch, capsys, pictures):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run=nowhere/at-all"], "run=nowhere/at-all: neither a run folder"),
+        (["run=nowhere/at-all"], "run=nowhere/at-all: no adapter there"),
         (["dtype=int8"], "dtype is 'int8'"),
         (["image=nowhere.png"], "cannot read the image nowhere.png"),
         (["ui=window"], "ui is 'window'; choose one of terminal, web"),
