@@ -153,22 +153,56 @@ def count(group: Group) -> str:
 
 
 def print_table(runs: Sequence[Run], groups: Sequence[Group], settings: Sequence[str], shown: Sequence[str]) -> None:
-    """A table for each kind of outcome, and a line for each run that did not finish."""
+    """Tables of each kind of outcome, none wider than the terminal, and a line for each run that did not finish."""
     console = Console()
     console.print(f"{told(runs)}; mean ± standard deviation over seeds")
+    varied = [[short(name, settings), *(show(group.settings[name]) for group in groups)] for name in settings]
+    varied.append(["runs", *map(count, groups)])
     for kind, names in by_kind(shown).items():
-        table = Table(*settings, "runs", *(name.rpartition("/")[2] for name in names), title=kind, title_justify="left")
-        for column in table.columns:
-            column.overflow = "fold"
-        for group in groups:
-            spreads = (str(group.outcomes.get(name, "–")) for name in names)
-            table.add_row(*map(show, group.settings.values()), count(group), *spreads)
-        console.print(table)
+        columns = [
+            [name.rpartition("/")[2], *(str(group.outcomes.get(name, "–")) for group in groups)] for name in names
+        ]
+        alike = [column for column in columns if len(groups) > 1 and len(set(column[1:])) == 1]
+        differing = [column for column in columns if column not in alike]
+        for part in side_by_side(differing, console.width - sum(map(width, varied))):
+            table = Table(title=kind, title_justify="left")
+            for header, *_ in varied:
+                table.add_column(header, overflow="fold")
+            for header, *_ in part:
+                table.add_column(header, no_wrap=True)
+            for row in zip(*(cells for _, *cells in (*varied, *part)), strict=True):
+                table.add_row(*row)
+            console.print(table)
+        if alike:
+            same = ", ".join(f"{header} {value}" for header, value, *_ in alike)
+            console.print(f"{kind or 'besides'}, the same everywhere: {same}", markup=False, soft_wrap=True)
     for run in runs:
         if not run.counts:
             console.print(
                 f"{run.state}: {run.folder}" + (f": {run.reason}" if run.reason else ""), markup=False, soft_wrap=True
             )
+
+
+def short(name: str, names: Sequence[str]) -> str:
+    """The end of a dotted ``name`` that tells it from the other ``names``."""
+    parts = name.split(".")
+    ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+    return next((end for end in ends if sum(f".{one}".endswith(f".{end}") for one in names) == 1), name)
+
+
+def width(column: Sequence[str]) -> int:
+    return max(map(len, column)) + 3  # with its border
+
+
+def side_by_side(columns: Sequence[Sequence[str]], room: int) -> list[list[Sequence[str]]]:
+    """The columns in tables of at most ``room`` characters; one that is wider stands alone."""
+    parts: list[list[Sequence[str]]] = []
+    for column in columns:
+        if parts and sum(map(width, [*parts[-1], column])) < room:
+            parts[-1].append(column)
+        else:
+            parts.append([column])
+    return parts
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -94,6 +94,21 @@ def test_the_report_holds_every_run(sweep, capsys):
     assert "failed: " in printed and "1 of 2" in printed
 
 
+def test_no_name_is_broken_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
+    """What does not fit stands in a further table; what is the same everywhere is said once."""
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [f"a_rather_long_score_{place}" for place in range(4)]
+    for job, rate in enumerate((0.1, 0.2)):
+        scores = {"scenes": 150, **dict.fromkeys(names, rate)}
+        write_run(tmp_path / str(job), 0, {"optim": {"caption": {"lr": rate}}}, scores=scores, state="finished")
+    report.main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(name in line for line in lines) for name in names)
+    assert sum("┃ lr " in line for line in lines) == 2  # the setting's own name, in two tables
+    assert "coco, the same everywhere: scenes 150" in lines
+    assert max(len(line) for line in lines if line[:1] in "┏┃│└") <= 60
+
+
 def test_without_matplotlib_there_is_no_picture(sweep, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(report, "find_spec", lambda name: None)

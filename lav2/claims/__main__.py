@@ -36,8 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         claims = read_claims(setting, parsed.full, parsed.only.split(",") if parsed.only else ())
         plan = make_plan(claims, setting, parsed.full)
         if parsed.plan:
-            for job in plan.jobs:
-                print(f"{job.folder}: {'done' if job.done(setting) else 'to do'}")
+            plan.show(claims, setting)
             return
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the runs are ended too
         failed = [] if parsed.page else sweep(plan, setting, parsed.side_by_side)

@@ -95,14 +95,11 @@ def section(claim: Claim, results: Results, picture: str | None) -> str:
 
 def runs(claims: Sequence[Claim], results: Results) -> str:
     """Every arm once, whichever claims look at it."""
-    users: dict[str, list[str]] = {}
-    for claim in claims:
-        for arm in claim.arms:
-            users.setdefault(results.plan.same[arm], []).append(claim.title)
     rows = [
         [f"`{arm}`", f"{len(results.of(arm))} of {len(results.plan.of(arm))}", show(results.steps(arm))]
-        + [show(results.trained_parameters(arm)), cell(results, arm, "seconds"), ", ".join(dict.fromkeys(titles))]
-        for arm, titles in users.items()
+        + [show(results.trained_parameters(arm)), cell(results, arm, "seconds")]
+        + [", ".join(claim.title for claim in users)]
+        for arm, users in results.plan.users(claims).items()
     ]
     header = ["arm", "runs", "steps", "parameters that learn", "training, s", "claims"]
     return f"## Runs\n\nEvery arm, whichever claims look at it.\n\n{table(header, rows)}"

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
 
 from lav2.claims.claim import Arm, Claim, Setting, merged
 from lav2.config import problems
@@ -17,6 +19,7 @@ from lav2.training.run import IDENTITY, compare
 
 NAMES = ("arm", "name", "setting", "hydra", "callbacks", "logger", "resume")  # what makes no other model
 WITHOUT_EFFECT = ("data.num_workers", "data.cache_dir", "trainer.log_every_n_steps")
+TO_DO = "to do"
 OVERHEAD = 250  # joint steps that cost as much as starting a run and measuring it; for the remaining time alone
 
 
@@ -37,10 +40,14 @@ class Job:
         return f"{self.arm.name}/{self.seed}"
 
     @property
+    def steps(self) -> int:
+        return self.config.trainer.max_steps
+
+    @property
     def weight(self) -> float:
         """About how long it takes, in joint steps."""
         tasks = len(self.config.tasks) if self.config.data.mode == "max_size_cycle" else 1
-        return OVERHEAD + self.config.trainer.max_steps * tasks / 2
+        return OVERHEAD + self.steps * tasks / 2
 
     def changed(self) -> tuple[str, Any, Any] | None:
         """(name, value here, value there) of a setting in which the run in the folder is another one."""
@@ -79,6 +86,17 @@ class Job:
     def done(self, setting: Setting) -> bool:
         return self.trained() and not self.unmeasured(setting)
 
+    def lacks(self, setting: Setting) -> str | None:
+        """Why the run does not count yet, in a few words; ``None`` if it does."""
+        if not (self.folder / CONFIG).is_file():
+            return TO_DO
+        if read(self.folder / RECORD).get("state") != "finished":
+            return "not trained to the end"
+        if different := self.changed():
+            return f"trained with another {different[0]}"
+        left = self.unmeasured(setting)
+        return f"{' and '.join(left)} not measured with these settings" if left else None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,6 +107,34 @@ class Plan:
 
     def of(self, arm: str) -> list[Job]:
         return [job for job in self.jobs if job.arm.name == self.same[arm]]
+
+    def users(self, claims: Sequence[Claim]) -> dict[str, list[Claim]]:
+        """For each arm that is run the claims that look at it, by whichever name."""
+        found: dict[str, list[Claim]] = {}
+        for claim in claims:
+            for arm in dict.fromkeys(self.same[name] for name in claim.arms):
+                found.setdefault(arm, []).append(claim)
+        return found
+
+    def show(self, claims: Sequence[Claim], setting: Setting) -> None:
+        """Print every run in the order in which they are started, and what is left to do."""
+        users, lacking = self.users(claims), {job.folder: job.lacks(setting) for job in self.jobs}
+        table = Table("arm", "seed", "claims that need it", "steps", "state", title=f"runs in {setting.folder}")
+        for job in self.jobs:
+            needed = ", ".join(claim.name for claim in users[job.arm.name])
+            table.add_row(job.arm.name, str(job.seed), needed, f"{job.steps:,}", lacking[job.folder] or "done")
+        done = [job for job in self.jobs if not lacking[job.folder]]
+        left = [job for job in self.jobs if lacking[job.folder]]
+        Console().print(table)
+        print(f"{len(done)} of {len(self.jobs)} runs are done; {len(left)} runs of {total(left):,} steps are to do")
+        seconds = [read(job.folder / RECORD).get("seconds", 0) for job in done]
+        if left and any(seconds):
+            minutes = sum(seconds) / total(done) * total(left) / 60
+            print(f"at the pace of those, about {minutes:,.0f} minutes of training for one process, without measuring")
+
+
+def total(jobs: Sequence[Job]) -> int:
+    return sum(job.steps for job in jobs)
 
 
 def make_plan(claims: Sequence[Claim], setting: Setting, full: bool = False) -> Plan:

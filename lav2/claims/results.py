@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lav2.claims.claim import Claim, Comparison, Setting
-from lav2.claims.plan import Job, Plan
+from lav2.claims.plan import TO_DO, Plan
 from lav2.claims.verdict import NOT_DECIDABLE, Verdict, judge
 from lav2.evaluation.runs import Run, Spread, read, read_run
-from lav2.run_folder import CONFIG, RECORD
 from lav2.tasks import TASKS
 
 
@@ -29,21 +28,11 @@ class Results:
         self.left_out: dict[str, str] = {}
         for job in self.plan.jobs:
             found = self.runs.setdefault(job.arm.name, {})
-            if not (job.folder / CONFIG).is_file():
-                continue
-            if reason := self.lacks(job):
-                self.left_out[job.name] = reason
-            else:
+            reason = job.lacks(self.setting)
+            if reason is None:
                 found[job.seed] = read_run(job.folder)
-
-    def lacks(self, job: Job) -> str | None:
-        """Why a run that is there does not count; ``None`` if it does."""
-        if read(job.folder / RECORD).get("state") != "finished":
-            return "not trained to the end"
-        if different := job.changed():
-            return f"trained with another {different[0]}"
-        left = job.unmeasured(self.setting)
-        return f"{' and '.join(left)} not measured with these settings" if left else None
+            elif reason != TO_DO:
+                self.left_out[job.name] = reason
 
     def of(self, arm: str) -> Mapping[int, Run]:
         return self.runs[self.plan.same[arm]]
@@ -63,7 +52,7 @@ class Results:
 
     def steps(self, arm: str) -> int:
         """How many steps an arm trains."""
-        return self.plan.of(arm)[0].config.trainer.max_steps
+        return self.plan.of(arm)[0].steps
 
     def spread(self, arm: str, outcome: str) -> Spread | None:
         values = list(self.values(arm, outcome).values())

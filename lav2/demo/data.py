@@ -46,6 +46,7 @@ def write_world(folder: str | Path, training: int, held_out: int, instruction_co
         return folder
     if folder.exists() and not stamp.is_file() and any(folder.iterdir()):
         raise UserError(f"{folder} holds something other than the embedded world; set data.folder to a new folder")
+    shutil.rmtree(folder, ignore_errors=True)  # a world of other settings
     drawn = folder.with_name(f".{folder.name}-drawing-{os.getpid()}")  # renamed when complete: what is there is whole
     shutil.rmtree(drawn, ignore_errors=True)
     unseen = sample_scenes(held_out, seed + 1)  # first, so that rare kinds of scenes are held out as well
@@ -55,11 +56,12 @@ def write_world(folder: str | Path, training: int, held_out: int, instruction_co
     told = instructions(scenes, instruction_count, seed)
     (drawn / "train" / "instructions.json").write_text(json.dumps(told, indent=1))
     (drawn / stamp.name).write_text(json.dumps(settings))
-    if holds(stamp, settings):  # another run, which started with this one, has been faster and reads it by now
-        shutil.rmtree(drawn)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+    try:
         drawn.rename(folder)
+    except OSError:
+        if not holds(stamp, settings):
+            raise
+        shutil.rmtree(drawn)  # another run, which started with this one, has been faster and reads it by now
     return folder
 
 

@@ -15,6 +15,7 @@ from lav2.data.examples import Turn
 from lav2.demo.data import WorldData, read_scenes
 from lav2.demo.language import article, description, pick_question, tells
 from lav2.demo.world import Scene
+from lav2.disk import write_whole
 
 
 def follow_up(scene: Scene, rng: random.Random) -> list[Turn]:
@@ -59,9 +60,7 @@ def write_dialogues(path: Path, told: list[list[Turn]]) -> None:
         }
         for number, turns in enumerate(told)
     ]
-    written = path.with_suffix(f".{random.SystemRandom().randrange(10**9)}")  # renamed when complete: others may look
-    written.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    written.replace(path)
+    write_whole(path, json.dumps(entries, indent=1))  # others may look
 
 
 class DialogueData(WorldData):
@@ -75,7 +74,7 @@ class DialogueData(WorldData):
     def __init__(self, dialogue_count: int, **settings: Any):
         super().__init__(**settings)
         self.dialogue_count, self.world_seed = dialogue_count, settings["world_seed"]
-        self.dialogues = self.folder / "train" / "dialogues.json"
+        self.dialogues = self.folder / "train" / f"dialogues_{dialogue_count}.json"
         self.instructions = [*self.instructions, {"format": "sharegpt", "path": str(self.dialogues)}]
 
     def draw(self) -> None:

@@ -4,12 +4,13 @@ format."""
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lav2.data.captions import CaptionSource, read_captions
+from lav2.data.files import read_json
 from lav2.data.images import check_images
 from lav2.data.problems import Problems
 from lav2.errors import UserError
@@ -42,12 +43,19 @@ def read_references(
     Raises:
         UserError: a file is missing or of another format; image ids come twice; nothing is left to score.
     """
-    if format == "karpathy":
-        found = read_karpathy(annotations, images, split, problems)
-    else:
-        found = read_coco(annotations, images, problems)
-    found = [image for image in found if image.captions]
-    refuse_duplicates((image.id for image in found), annotations)
+    captions: dict[Path, list[str]] = {}
+    source = CaptionSource(annotations, images, format=format, splits=[split] if format == "karpathy" else None)
+    for example in read_captions([source], problems):
+        captions.setdefault(example.image, []).append(example.response)
+    entries = list((karpathy_entries if format == "karpathy" else coco_entries)(annotations, split))
+    refuse_duplicates((id for id, _ in entries), annotations)
+    refuse_duplicates((name for _, name in entries), annotations)
+    places = [Path(os.path.normpath(images.absolute() / name)) for _, name in entries]
+    found = [
+        ReferencedImage(id, name, path, captions[path])
+        for (id, name), path in zip(entries, places, strict=True)
+        if path in captions
+    ]
     bad: dict[Path, str] = {}
     check_images([image.path for image in found], bad.__setitem__)
     for image in found:
@@ -58,60 +66,23 @@ def read_references(
     return [image for image in found if image.path not in bad]
 
 
-def read_coco(annotations: Path, images: Path, problems: Problems) -> list[ReferencedImage]:
-    """The images of a COCO annotation file with their captions."""
-    captions: dict[Path, list[str]] = {}
-    for example in read_captions([CaptionSource(annotations, images)], problems):
-        captions.setdefault(example.image, []).append(example.response)
-    entries = [
-        (entry["id"], entry["file_name"])
-        for entry in json.loads(annotations.read_text(encoding="utf-8-sig"))["images"]
-        if isinstance(entry, dict)
-        and isinstance(entry.get("file_name"), str)
-        and isinstance(entry.get("id"), int | str)
-    ]
-    refuse_duplicates((id for id, _ in entries), annotations)
-    refuse_duplicates((name for _, name in entries), annotations)
-    return [
-        ReferencedImage(id, name, path, captions.get(path, []))
-        for id, name in entries
-        for path in [Path(os.path.normpath(images.absolute() / name))]
-    ]
+def coco_entries(annotations: Path, _: str | None) -> Iterator[tuple[int | str, str]]:
+    """(id, file name) of the images of a COCO annotation file."""
+    for image in read_json(annotations)["images"]:
+        if (
+            isinstance(image, dict)
+            and isinstance(image.get("file_name"), str)
+            and isinstance(image.get("id"), int | str)
+        ):
+            yield image["id"], image["file_name"]
 
 
-def read_karpathy(annotations: Path, images: Path, split: str, problems: Problems) -> list[ReferencedImage]:
-    """The images of one split of Karpathy's ``dataset_coco.json``, which lie at ``<filepath>/<filename>``.
-
-    Raises:
-        UserError: the file is of another format, or has no such split.
-    """
-    try:
-        content = json.loads(annotations.read_text(encoding="utf-8-sig"))
-        splits = Counter(entry["split"] for entry in content["images"])
-        entries = [entry for entry in content["images"] if entry["split"] == split]
-        found = [
-            ReferencedImage(
-                entry["cocoid"],
-                name := os.path.join(entry.get("filepath", ""), entry["filename"]),
-                Path(os.path.normpath(images.absolute() / name)),
-                [sentence["raw"].strip() for sentence in entry["sentences"]],
-            )
-            for entry in entries
-        ]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise UserError(
-            f"{annotations} is no Karpathy file such as dataset_coco.json: expected "
-            '{"images": [{"split", "filepath", "filename", "cocoid", "sentences": [{"raw"}]}]}'
-        ) from None
-    if not entries:
-        raise UserError(f"{annotations} has no split {split!r}; it has {', '.join(map(str, splits))}")
-    problems.total += sum(len(image.captions) for image in found)
-    for image in found:
-        for place, caption in enumerate(image.captions):
-            if not caption:
-                problems.add("empty caption", f"{annotations.name} image {image.id} sentence {place}")
-        image.captions = list(filter(None, image.captions))
-    return found
+def karpathy_entries(annotations: Path, split: str) -> Iterator[tuple[int | str, str]]:
+    """(COCO's id, or else the file's own, file name below ``filepath``) of the images of one split."""
+    for position, image in enumerate(read_json(annotations)["images"]):
+        if isinstance(image, dict) and image.get("split") == split and isinstance(image.get("filename"), str):
+            id = image.get("cocoid", image.get("imgid", position))
+            yield id, os.path.join(image.get("filepath", ""), image["filename"])
 
 
 def refuse_duplicates(ids: Iterable[Any], where: Path) -> None:

@@ -81,6 +81,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.step = trainer.global_step
+        if self.step:
+            rank_zero_only(print)(f"going on from step {self.step} of {trainer.estimated_stepping_batches}")
         if threading.current_thread() is not threading.main_thread():
             return  # no other thread may handle signals
         launcher = trainer.strategy.launcher

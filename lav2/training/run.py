@@ -138,6 +138,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
             if isinstance(logger, WandbLogger):
                 failed = sys.exc_info()[0] is not None
                 logger.experiment.finish(exit_code=int(failed))  # else the sweep's next run would write into this one
+    rank_zero_only(print)(f"finished at step {trainer.global_step}; the run is in {folder}")
     return {name: float(value) for name, value in trainer.logged_metrics.items()}
 
 

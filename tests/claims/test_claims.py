@@ -293,6 +293,20 @@ def test_runs_of_other_settings_are_left_out(fabricated, monkeypatch):
     assert not any(found.runs.values())
 
 
+def test_the_plan_is_a_table_with_what_is_left(fabricated, swept, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    claims, plan, setting = swept
+    plan.show(claims, setting)
+    printed = capsys.readouterr().out
+    (row,) = [line.split("│")[1:-1] for line in printed.splitlines() if "v1_random_gates" in line and " 2 " in line]
+    assert [cell.strip() for cell in row] == ["v1_random_gates", "2", "zero_init", "500", "done"]
+    (row,) = [line.split("│")[1:-1] for line in printed.splitlines() if "v1_two_thirds" in line]
+    assert [cell.strip() for cell in row] == ["v1_two_thirds", "0", "prompt_layers", "500", "to do"]
+    left = sum(job.steps for job in plan.jobs) - 7 * 500
+    assert f"7 of {len(plan.jobs)} runs are done; {len(plan.jobs) - 7} runs of {left:,} steps are to do" in printed
+    assert f"about {90 / 500 * left / 60:,.0f} minutes" in printed
+
+
 def test_what_was_hardly_learnt_decides_nothing(fabricated, monkeypatch):
     claim, results, _ = fabricated
     monkeypatch.setitem(results.setting.values["floors"], "captions", 0.9)

@@ -57,8 +57,11 @@ def test_the_experiment_mixes_conversations_with_instructions(tmp_path):
     assert problems(cfg) == []
     data = build_data(cfg)
     data.prepare_data()
-    path = tmp_path / "world" / "train" / "dialogues.json"
-    assert len(list(read_sharegpt(path, Problems("instructions", "raise", 0.0)))) == 9
+    cfg.data.dialogue_count = 5
+    build_data(cfg).prepare_data()  # another run's on the same world leaves the first run's as they are
+    for count in (9, 5):
+        path = tmp_path / "world" / "train" / f"dialogues_{count}.json"
+        assert len(list(read_sharegpt(path, Problems("instructions", "raise", 0.0)))) == count
     assert [type(entry) for entry in data.instructions] == [str, dict]
 
 

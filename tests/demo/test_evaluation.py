@@ -105,3 +105,19 @@ def test_an_interrupted_drawing_is_done_again(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="something other"):
         write_world(tmp_path / "mine", 8, 4, 10, seed=0)
     assert (tmp_path / "mine" / "thesis.txt").is_file()
+
+
+def test_of_two_that_draw_one_world_the_slower_reads_the_fasters(tmp_path, monkeypatch):
+    from lav2.demo import data
+
+    faster, instructions = write_world(tmp_path / "faster", 4, 4, 10, seed=0), data.instructions
+
+    def overtaken(*arguments):
+        faster.rename(tmp_path / "world")
+        (tmp_path / "world" / "read.txt").touch()
+        return instructions(*arguments)
+
+    monkeypatch.setattr(data, "instructions", overtaken)
+    write_world(tmp_path / "world", 4, 4, 10, seed=0)
+    assert (tmp_path / "world" / "read.txt").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]

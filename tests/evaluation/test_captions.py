@@ -121,9 +121,11 @@ def test_bad_references_are_named(karpathy, heldout):
     content = json.loads(path.read_text())
     content["images"][5]["sentences"][1]["raw"] = " "
     content["images"][6]["filename"] = "gone.png"
+    del content["images"][7]["cocoid"]  # Flickr's file has none
     path.write_text(json.dumps(content))
     problems = Problems("captions", max_bad=0.2)
     images = read_references(path, karpathy / "photographs", "karpathy", "test", problems)
+    assert [image.id for image in images] == [104, 105, 7, 108, 109, 110, 111]
     assert [len(image.captions) for image in images] == [5, 4, 5, 5, 5, 5, 5] and problems.skipped == 6
     assert "1 missing image" in problems.summary() and "1 empty caption" in problems.summary()
 

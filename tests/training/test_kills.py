@@ -136,6 +136,8 @@ def test_asked_to_stop_it_saves_and_exits(run, config, whole, tmp_path, monkeypa
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # what was there before the run
     assert signal.getsignal(signal.SIGINT) == handler
     train(config(*SHORT, f"resume={folder}"), folder)
+    printed = capsys.readouterr().out
+    assert "going on from step 3 of 5\n" in printed and f"finished at step 5; the run is in {folder}\n" in printed
     assert equal(folder, whole) and metrics(folder) == metrics(whole)
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step=4.ckpt", "step=5.ckpt"}
 
