@@ -43,11 +43,18 @@ def runs(world, tmp_path_factory) -> Path:
                 ],
                 None,
             ),
+            (folder / "fsdp2_skips", [*base, *TOGETHER, "strategy=fsdp2", "on_nan=skip"], None, True),
+            (folder / "ddp_stops", [*base, *TOGETHER, "strategy=ddp"], None, True),
         ]
     )
     shutil.copytree(folder / "fsdp2_then_one", folder / "fsdp2_killed")
     run(folder / "fsdp2_then_one", [*base, *ALONE, f"resume={folder / 'fsdp2_then_one'}"])
     return folder
+
+
+def reports(folder: Path) -> list[dict]:
+    """What :func:`tests.training.processes.run` tells of each process."""
+    return [json.loads(folder.with_name(f"{folder.name}_{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2_killed", "one_then_fsdp2", "fsdp2_then_one"])
@@ -99,7 +106,7 @@ def test_the_adapter_folder_is_that_of_one_process_byte_for_byte(runs, tmp_path)
 
 def test_a_process_reads_its_share_of_the_base_alone(runs):
     base = json.loads((runs / "one" / "parameters.json").read_text())["groups"]["frozen"]["count"]
-    read = [json.loads((runs / f"one_then_fsdp2_{rank}.json").read_text()) for rank in (0, 1)]
+    read = [report["read"] for report in reports(runs / "one_then_fsdp2")]
     assert all(base / 2 <= numbers < 0.51 * base for numbers in read)
 
 
@@ -116,3 +123,26 @@ def test_checkpoints_hold_the_adapter_and_its_moments_whole(runs):
         )
 
     assert layout("fsdp2_killed") == layout("ddp") == layout("one")
+
+
+def test_a_nan_in_one_process_stops_both_and_names_its_samples_alone(runs):
+    first, second = reports(runs / "ddp_stops")
+    assert first["error"] == second["error"]
+    assert not first["spoiled"] and len(second["spoiled"]) == 4
+    named = f"the caption group's gradient is not finite: caption loss nan, samples {', '.join(second['spoiled'])}. "
+    assert f"step 1: {named}" in first["error"]
+    assert len(metrics(runs / "ddp_stops")) == 1
+    assert json.loads((runs / "ddp_stops" / "run.json").read_text())["state"] == "failed"
+
+
+def test_a_nan_in_one_process_is_skipped_by_both(runs):
+    """The captions' group takes no step in either process, the other trains as if nothing had been."""
+    assert all(report["error"] is None for report in reports(runs / "fsdp2_skips"))
+    rows, clean, trained = metrics(runs / "fsdp2_skips"), adapter(runs / "ddp"), adapter(runs / "fsdp2_skips")
+    assert [row["train/skipped_steps"] for row in rows] == ["", "1.0", "1.0"]
+    assert all(float(rows[2][f"train/{task}_loss"]) < 10 for task in ("caption", "instruction"))
+    for key, value in trained.items():
+        assert value.isfinite().all(), key
+        if key.startswith("instruction.") and not key.endswith("wk.bias"):
+            assert (value - clean[key]).abs().max() < 1e-4, key
+    assert any((value - clean[key]).abs().max() > 1e-3 for key, value in trained.items() if key.startswith("caption."))
