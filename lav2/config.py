@@ -33,6 +33,7 @@ from lav2.vision import VisionEncoder
 from lav2.vision.encoder import vision_problems as encoder_problems
 from lav2.vision.towers import bare_tower, blocks, token_shape
 
+FLOAT16 = ("16", "16-mixed", "16-true", "transformer-engine-float16")  # precisions of Lightning's
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -242,6 +243,11 @@ def trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.gradient_clip_val is {norm}, one norm for both tasks; set optim.<task>.clip instead"
     if cfg.trainer.get("max_steps", -1) == -1 and cfg.trainer.get("max_epochs") == -1:
         yield "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one"
+    if str(cfg.trainer.get("precision")) in FLOAT16:
+        yield (
+            f"trainer.precision={cfg.trainer.precision} trains in float16, whose gradients overflow until a scale is "
+            "found, which on_nan takes for NaNs; choose 32-true (llama.dtype sets the frozen weights') or bf16-mixed"
+        )
     yield from engine_problems(cfg)
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = build_trainer(cfg, **dict.fromkeys(quiet, False))
@@ -253,7 +259,7 @@ def engine_problems(cfg: DictConfig) -> Iterator[str]:
     """What the strategy cannot do of what the config asks, whatever the machine has."""
     trained = TASKS if cfg.adapter.get("ownership") == "shared" else cfg.tasks
     clips = {task: cfg.optim[task].get("clip") for task in trained if cfg.optim.get(task) is not None}
-    yield from strategy_problems(cfg.strategy, clips, cfg.llama.quantize)
+    yield from strategy_problems(cfg.strategy, clips, cfg.llama.quantize, cfg.on_nan)
 
 
 def sweep_problems(trainer: Trainer) -> Iterator[str]:
