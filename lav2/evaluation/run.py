@@ -14,7 +14,7 @@ from lav2.config import DTYPES, construct
 from lav2.errors import UserError
 from lav2.evaluation.predict import Predictor, model_identity
 from lav2.evaluation.results import Results
-from lav2.inference import load
+from lav2.inference import find_quantization, load
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -35,9 +35,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     config = read_adapter_config(folder / "adapter")
     if not (folder / "adapter" / WEIGHTS).is_file():
         raise UserError(f"no adapter weights at {folder / 'adapter' / WEIGHTS}")
+    settings = {"base": cfg.base, "vision_weights": cfg.vision_weights, "dtype": cfg.dtype}
+    if (quantize := find_quantization(config, cfg.quantize)) is not None:
+        settings["quantize"] = quantize
     predictor = Predictor(
-        partial(load, folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype]),
-        model_identity(folder / "adapter", base=cfg.base, vision_weights=cfg.vision_weights, dtype=cfg.dtype),
+        partial(load, folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype], quantize=quantize),
+        model_identity(folder / "adapter", **settings),
         folder / "evaluation" / task.name,
         config["caption_prompts"],
     )

@@ -170,6 +170,7 @@ def description(cfg: DictConfig, encoder: VisionEncoder | None) -> dict:
     vision = OmegaConf.to_container(cfg.vision, resolve=True) if encoder else None
     return {
         "base_path": str(Path(cfg.llama.path).resolve()),
+        "quantize": cfg.llama.quantize,
         "tokenizer": str(tokenizer_path(cfg).resolve()),
         "vision": vision and {**vision, "weights": str(Path(vision["weights"]).resolve())},
         "vision_fingerprint": encoder and encoder.fingerprint,
