@@ -17,8 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
-from lav2.adapter.folder import WEIGHTS as ADAPTER
-from lav2.adapter.folder import adapter_folder
+from lav2.adapter.start import start_problems as adapter_start_problems
 from lav2.cli import in_sweep
 from lav2.errors import UserError
 from lav2.llama import LlamaConfig, load_tokenizer, open_checkpoint
@@ -105,10 +104,11 @@ def construct(name: str, section: DictConfig, **more: Any) -> Any:
         raise
 
 
-def problems(cfg: DictConfig) -> list[str]:
+def problems(cfg: DictConfig, resumes: bool = False) -> list[str]:
     """Everything that is wrong with ``cfg``, one line each; empty when it can be run.
 
-    For ``data_report`` and ``plan`` only what these need is looked at.
+    For ``data_report`` and ``plan`` only what these need is looked at; a run that ``resumes`` has begun, and does not
+    need the adapter it began with.
     """
     found = list(task_problems(cfg))
     if found:  # look at the rest as if all tasks were meant
@@ -116,6 +116,8 @@ def problems(cfg: DictConfig) -> list[str]:
         OmegaConf.set_struct(cfg, False)
         cfg.tasks = list(TASKS)
     for section, check in (REPORT_CHECKS if cfg.data_report else PLAN_CHECKS if cfg.plan else CHECKS).items():
+        if section == "adapter_from" and resumes:
+            continue
         try:
             for line in check(cfg):
                 found.append(line)
@@ -157,9 +159,12 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def start_problems(cfg: DictConfig) -> Iterator[str]:
-    """Whether there is an adapter where training is to start from one; its tensors are looked at when it is read."""
-    if cfg.adapter_from is not None and not (adapter_folder(cfg.adapter_from) / ADAPTER).is_file():
-        yield f"adapter_from={cfg.adapter_from}: no adapter there; name a run folder or an adapter folder"
+    """Whether training can start from the adapter it is to start from; its tensors are looked at when it is read."""
+    if cfg.adapter_from is not None:
+        adapter = adapter_config(cfg)
+        sees = adapter.sees and build_data(cfg).has_images
+        vision = OmegaConf.to_container(cfg.vision, resolve=True) if sees else None
+        yield from adapter_start_problems(cfg.adapter_from, adapter, llama_shape(cfg), vision)
 
 
 def llama_problems(cfg: DictConfig) -> Iterator[str]:

@@ -173,7 +173,7 @@ def model_identity(adapter: Path, **settings: str | None) -> dict[str, str | Non
     """What the answers of the adapter in the folder ``adapter`` depend on besides the question.
 
     Args:
-        settings: how it is loaded: ``base``, ``vision_weights``, ``dtype`` and, where the base is rounded, ``quantize``.
+        settings: how it is loaded: ``base``, ``vision_weights``, ``dtype`` and, of a rounded base, ``quantize``.
     """
     content = b"".join((adapter / name).read_bytes() for name in (CONFIG, WEIGHTS))
     return {"adapter": hashlib.sha256(content).hexdigest()[:16], **settings}
