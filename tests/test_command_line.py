@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lav2.adapter import load_adapter
+from lav2.cli import remove_empty
 from lav2.errors import UserError
 from lav2.llama import load_llama
 
@@ -45,6 +46,20 @@ def test_wrong_values_get_one_line(arguments, message, tmp_path):
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()  # nothing is left behind
+
+
+def test_what_writes_nothing_leaves_nothing(tmp_path, monkeypatch):
+    """Neither the folder that Hydra made nor those above it; but what others hold, and what is elsewhere."""
+    here = tmp_path / "here"
+    for folder in ("outputs/v2_7b/now", "runs/mine/now", "../elsewhere/now"):
+        (here / folder).mkdir(parents=True)
+    (here / "runs" / "notes").touch()
+    monkeypatch.chdir(here)
+    for folder in ("outputs/v2_7b/now", "runs/mine/now", "runs", "nowhere"):
+        remove_empty(here / folder)
+    remove_empty(tmp_path / "elsewhere" / "now")
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"here", "here/runs", "here/runs/notes", "elsewhere"}
 
 
 def test_all_problems_are_reported_together(tmp_path):
