@@ -2,17 +2,21 @@
 
 import filecmp
 import json
+import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
+from lav2 import load
 from lav2.adapter import load_adapter, save_adapter
 from lav2.llama import load_llama
 from tests.training.processes import run, run_in_processes
 from tests.training.small import settings
 from tests.training.test_joint import adapter, metrics
+from tests.training.test_logging import captions_table, written
 
 COMMON = [  # with per-task clipping, as the demo has it
     *("trainer.max_steps=3", "trainer.accumulate_grad_batches=2", "callbacks.checkpoint_every=2"),
@@ -31,22 +35,18 @@ def runs(world, tmp_path_factory) -> Path:
     base = ["experiment=demo", *settings(world), *COMMON]
     run(folder / "one", base + ALONE)
     run(folder / "one_then_fsdp2", base + ALONE, 2)
-    run_in_processes(
-        [
-            (folder / "ddp", [*base, *TOGETHER, "strategy=ddp"], None),
-            (folder / "fsdp2_then_one", [*base, *TOGETHER, "strategy=fsdp2"], 2),
-            (
-                folder / "one_then_fsdp2",
-                [
-                    *(*base, *TOGETHER, "strategy=fsdp2", "strategy.strategy.offload=true"),
-                    *("activation_checkpointing=true", f"resume={folder / 'one_then_fsdp2'}"),
-                ],
-                None,
-            ),
-            (folder / "fsdp2_skips", [*base, *TOGETHER, "strategy=fsdp2", "on_nan=skip"], None, True),
-            (folder / "ddp_stops", [*base, *TOGETHER, "strategy=ddp"], None, True),
-        ]
-    )
+    resumed = ["strategy=fsdp2", "strategy.strategy.offload=true", "activation_checkpointing=true"]
+    told = ["strategy=fsdp2", "trainer.max_steps=2", "logger=wandb", "logger.wandb.mode=offline"]
+    jobs = [
+        (folder / "ddp", [*base, *TOGETHER, "strategy=ddp"], None),
+        (folder / "fsdp2_then_one", [*base, *TOGETHER, "strategy=fsdp2"], 2),
+        (folder / "one_then_fsdp2", [*base, *TOGETHER, *resumed, f"resume={folder / 'one_then_fsdp2'}"], None),
+        (folder / "fsdp2_told", [*base, *TOGETHER, *told], None),
+        (folder / "fsdp2_skips", [*base, *TOGETHER, "strategy=fsdp2", "on_nan=skip"], None, True),
+        (folder / "ddp_stops", [*base, *TOGETHER, "strategy=ddp"], None, True),
+    ]
+    with mock.patch.dict(os.environ, WANDB_DATA_DIR=str(folder)):
+        run_in_processes(jobs)
     shutil.copytree(folder / "fsdp2_then_one", folder / "fsdp2_killed")
     run(folder / "fsdp2_then_one", [*base, *ALONE, f"resume={folder / 'fsdp2_then_one'}"])
     return folder
@@ -146,3 +146,13 @@ def test_a_nan_in_one_process_is_skipped_by_both(runs):
         if key.startswith("instruction.") and not key.endswith("wk.bias"):
             assert (value - clean[key]).abs().max() < 1e-4, key
     assert any((value - clean[key]).abs().max() > 1e-3 for key, value in trained.items() if key.startswith("caption."))
+
+
+def test_wandb_is_told_what_a_sharded_model_says(runs):
+    """All processes answer, one logs: what the adapter that was saved says of the pictures that were logged."""
+    table, media = captions_table(written(runs / "fsdp2_told"))
+    assert table["columns"] == ["image", "prompt", "reference", "step 2"]
+    model = load(runs / "fsdp2_told")
+    asked = [next(prompt for prompt in model.caption_prompts if prompt in row[1]) for row in table["data"]]
+    answers = model.generate(asked, [media[row[0]["path"]] for row in table["data"]], max_new_tokens=48)
+    assert len(answers) > 1 and answers == [row[3] for row in table["data"]]
