@@ -58,12 +58,19 @@ def run(task: Callable[[DictConfig], object], config_name: str) -> None:
             with sweep_errors() if in_sweep() else clear_errors():  # inside of Hydra, which would print more lines
                 return task(cfg)
         finally:
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # Hydra made it; what writes nothing leaves nothing behind
+            remove_empty(Path(HydraConfig.get().runtime.output_dir))
 
     with clear_errors():
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(started)()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove what Hydra made for a task that wrote nothing: the folder and, in the working directory, those above."""
+    for place in (folder, *folder.parents):
+        within = place == folder or Path.cwd() in place.parents
+        if not within or not place.is_dir() or any(place.iterdir()):
+            return
+        place.rmdir()
 
 
 @contextlib.contextmanager

@@ -17,13 +17,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
+from lav2.adapter.start import start_problems as adapter_start_problems
 from lav2.cli import in_sweep
 from lav2.errors import UserError
 from lav2.llama import LlamaConfig, load_tokenizer, open_checkpoint
 from lav2.llama.loading import read_config
 from lav2.llama.quantization import QUANTIZATIONS, check_torchao
 from lav2.llama.tokenizer import tokenizer_file
-from lav2.run_folder import adapter_folder
 from lav2.tasks import TASKS
 from lav2.training.data import JointData
 from lav2.training.optimizers import TaskOptim
@@ -32,6 +32,7 @@ from lav2.vision import VisionEncoder
 from lav2.vision.encoder import vision_problems as encoder_problems
 from lav2.vision.towers import bare_tower, blocks, token_shape
 
+FLOAT16 = ("16", "16-mixed", "16-true", "transformer-engine-float16")  # precisions of Lightning's
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -103,10 +104,11 @@ def construct(name: str, section: DictConfig, **more: Any) -> Any:
         raise
 
 
-def problems(cfg: DictConfig) -> list[str]:
+def problems(cfg: DictConfig, resumes: bool = False) -> list[str]:
     """Everything that is wrong with ``cfg``, one line each; empty when it can be run.
 
-    For ``data_report`` and ``plan`` only what these need is looked at.
+    For ``data_report`` and ``plan`` only what these need is looked at; a run that ``resumes`` has begun, and does not
+    need the adapter it began with.
     """
     found = list(task_problems(cfg))
     if found:  # look at the rest as if all tasks were meant
@@ -114,6 +116,8 @@ def problems(cfg: DictConfig) -> list[str]:
         OmegaConf.set_struct(cfg, False)
         cfg.tasks = list(TASKS)
     for section, check in (REPORT_CHECKS if cfg.data_report else PLAN_CHECKS if cfg.plan else CHECKS).items():
+        if section == "adapter_from" and resumes:
+            continue
         try:
             for line in check(cfg):
                 found.append(line)
@@ -155,12 +159,12 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def start_problems(cfg: DictConfig) -> Iterator[str]:
-    """Whether there is an adapter where training is to start from one; its tensors are looked at when it is read."""
+    """Whether training can start from the adapter it is to start from; its tensors are looked at when it is read."""
     if cfg.adapter_from is not None:
-        try:
-            adapter_folder(cfg.adapter_from, "adapter_from")
-        except UserError as error:
-            yield str(error)
+        adapter = adapter_config(cfg)
+        sees = adapter.sees and build_data(cfg).has_images
+        vision = OmegaConf.to_container(cfg.vision, resolve=True) if sees else None
+        yield from adapter_start_problems(cfg.adapter_from, adapter, llama_shape(cfg), vision)
 
 
 def llama_problems(cfg: DictConfig) -> Iterator[str]:
@@ -244,6 +248,11 @@ def trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.gradient_clip_val is {norm}, one norm for both tasks; set optim.<task>.clip instead"
     if cfg.trainer.get("max_steps", -1) == -1 and cfg.trainer.get("max_epochs") == -1:
         yield "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one"
+    if str(cfg.trainer.get("precision")) in FLOAT16:
+        yield (
+            f"trainer.precision={cfg.trainer.precision} trains in float16, whose gradients overflow until a scale is "
+            "found, which on_nan takes for NaNs; choose 32-true (llama.dtype sets the frozen weights') or bf16-mixed"
+        )
     yield from engine_problems(cfg)
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = build_trainer(cfg, **dict.fromkeys(quiet, False))
@@ -255,7 +264,7 @@ def engine_problems(cfg: DictConfig) -> Iterator[str]:
     """What the strategy cannot do of what the config asks, whatever the machine has."""
     trained = TASKS if cfg.adapter.get("ownership") == "shared" else cfg.tasks
     clips = {task: cfg.optim[task].get("clip") for task in trained if cfg.optim.get(task) is not None}
-    yield from strategy_problems(cfg.strategy, clips, cfg.llama.quantize)
+    yield from strategy_problems(cfg.strategy, clips, cfg.llama.quantize, cfg.on_nan)
 
 
 def sweep_problems(trainer: Trainer) -> Iterator[str]:

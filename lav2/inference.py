@@ -19,9 +19,12 @@ from lav2.experts import Expert, Experts
 from lav2.llama import BlockHooks, Tokenizer, load_llama, load_tokenizer
 from lav2.llama.decoder import check_prompts
 from lav2.llama.generation import generate, stream
+from lav2.llama.quantization import QUANTIZATIONS, check_torchao
 from lav2.llama.settings import GenerationSettings
 from lav2.llama.text import AnswerText
 from lav2.vision import VisionEncoder
+
+AS_TRAINED = "trained"
 
 
 def load(
@@ -30,6 +33,7 @@ def load(
     vision_weights: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
+    quantize: str | None = AS_TRAINED,
 ) -> "Assistant":
     """A trained adapter on its base model.
 
@@ -40,16 +44,18 @@ def load(
         vision_weights: the image encoder's weights; default: likewise.
         dtype: of the base weights.
         device: where to run; default: a GPU if there is one.
+        quantize: the base rounded as it was when the adapter was trained (``trained``), not at all (``None``), or to
+            one of :data:`lav2.llama.quantization.QUANTIZATIONS`.
 
     Raises:
         UserError: something is missing, or the base or the encoder is not the one the adapter was trained with.
     """
     folder = find_adapter(folder)
     config = read_adapter_config(folder)
-    base = find_base(folder, config, base)
+    base, quantize = find_base(folder, config, base), find_quantization(config, quantize)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = load_encoder(folder, config, vision_weights).to(device) if config["vision"] else None
-    model = load_adapter(folder, load_llama(base, dtype), encoder).to(device)
+    model = load_adapter(folder, load_llama(base, dtype, quantize), encoder).to(device)
     tokenizer = load_tokenizer(find_tokenizer(config, base), model.llama.config.vocab_size)
     template = choose_template(config["template"], tokenizer)
     return Assistant(model, tokenizer, encoder, template, config["caption_prompts"])
@@ -63,6 +69,21 @@ def find_base(folder: Path, config: dict[str, Any], base: str | Path | None = No
             f"no base model at {base}: give the folder or file of the LLaMA that {folder} was trained on as base="
         )
     return base
+
+
+def find_quantization(config: dict[str, Any], quantize: str | None = AS_TRAINED) -> str | None:
+    """How the base is rounded: as ``quantize`` says, or as it was when the adapter was trained.
+
+    Raises:
+        UserError: there is no such way, or torchao is not installed.
+    """
+    if quantize == AS_TRAINED:
+        quantize = config.get("quantize")  # converted adapters do not say: they were trained on a base that is not
+    if quantize in QUANTIZATIONS:
+        check_torchao(quantize)
+    elif quantize is not None:
+        raise UserError(f"quantize is {quantize!r}; choose {AS_TRAINED}, null or one of {', '.join(QUANTIZATIONS)}")
+    return quantize
 
 
 def find_tokenizer(config: dict[str, Any], base: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lav2.adapter import load_adapter
+from lav2.cli import remove_empty
 from lav2.errors import UserError
 from lav2.llama import load_llama
 
@@ -56,6 +57,20 @@ def test_a_run_that_is_not_there_is_told_of_before_torch_is_imported(run, messag
     done = call("-X", "importtime", "chat.py", *run)
     assert done.returncode == 2 and f"error: {message}" in done.stderr and " lav2.run_folder" in done.stderr
     assert not re.search(r"\| +(torch|lightning|open_clip)$", done.stderr, re.MULTILINE)
+
+
+def test_what_writes_nothing_leaves_nothing(tmp_path, monkeypatch):
+    """Neither the folder that Hydra made nor those above it; but what others hold, and what is elsewhere."""
+    here = tmp_path / "here"
+    for folder in ("outputs/v2_7b/now", "runs/mine/now", "../elsewhere/now"):
+        (here / folder).mkdir(parents=True)
+    (here / "runs" / "notes").touch()
+    monkeypatch.chdir(here)
+    for folder in ("outputs/v2_7b/now", "runs/mine/now", "runs", "nowhere"):
+        remove_empty(here / folder)
+    remove_empty(tmp_path / "elsewhere" / "now")
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"here", "here/runs", "here/runs/notes", "elsewhere"}
 
 
 def test_all_problems_are_reported_together(tmp_path):

@@ -36,6 +36,8 @@ MISTAKES = {
     "trainer.max_steps=-1": "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one",
     "+trainer.gradient_clip_val=1.0": "set optim.<task>.clip",
     "trainer.precision=7": "trainer: ",
+    "trainer.precision=16-mixed": "trainer.precision=16-mixed trains in float16",
+    "trainer.precision=16": "trainer.precision=16 trains in float16",
     "trainer.devices=many": "trainer: ",
     "adapter.bias=none": "adapter.bias is 'none'; it must be true or false",
     "adapter.visual_length=true": "adapter.visual_length is True; it must be a whole number",
@@ -102,7 +104,8 @@ STRATEGY_MISTAKES = {
     ("strategy=ddp", "trainer.devices=1000"): "trainer.devices gives 1000 processes; this machine has no GPU and ",
     ("strategy=fsdp2", "llama.quantize=int8"): "llama.quantize=int8 needs a base that each process holds whole",
     ("strategy=deepspeed_zero2",): "DeepSpeed has one norm for all parameters; set optim.caption.clip=null",
-    ("strategy=fsdp2", "trainer.precision=16-mixed"): "trainer: ",
+    ("strategy=deepspeed_zero3", "on_nan=skip"): "no step can be skipped; set on_nan=stop, or strategy=fsdp2",
+    ("strategy=fsdp2", "trainer.precision=64-true"): "trainer: ",
     ("strategy=fsdp3",): "strategy/fsdp3",
 }
 

@@ -66,24 +66,37 @@ def load_adapter(folder: str | Path, llama: Llama, encoder: VisionEncoder | None
         UserError: the base model is another one (says what differs), or a tensor is missing, unexpected or misshapen.
     """
     config, weights = read_adapter_config(folder), Path(folder) / WEIGHTS
+    check_base(folder, config, llama.config, fingerprint(llama))
+    model = AdaptedLlama(llama, AdapterConfig.from_dict(config["adapter"]), config["feature_width"], encoder)
+    read_weights(model, weights)
+    return model.eval()
+
+
+def check_base(folder: str | Path, config: dict[str, Any], shape: LlamaConfig, found: str) -> None:
+    """Refuse a base model of this ``shape`` and with this fingerprint that the adapter was not trained on.
+
+    Args:
+        folder: where the adapter is, for the message.
+        config: what its config says.
+
+    Raises:
+        UserError: the base model is another one (says what differs).
+    """
     trained_on = asdict(LlamaConfig(**config["base"]["shape"]))
     differences = [
         f"{name} {value} instead of {trained_on[name]}"
-        for name, value in asdict(llama.config).items()
+        for name, value in asdict(shape).items()
         if value != trained_on[name] and name != "max_length"  # formats differ in what they say of the longest sequence
     ]
     if differences:
         raise UserError(
             f"the adapter in {folder} belongs to a base model of another shape; this one has {', '.join(differences)}"
         )
-    if fingerprint(llama) != config["base"]["fingerprint"]:
+    if found != config["base"]["fingerprint"]:
         raise UserError(
             f"the adapter in {folder} was trained on other base weights of the same shape (fingerprint "
-            f"{config['base']['fingerprint']}, this model has {fingerprint(llama)}): give the base it was trained on"
+            f"{config['base']['fingerprint']}, this model has {found}): give the base it was trained on"
         )
-    model = AdaptedLlama(llama, AdapterConfig.from_dict(config["adapter"]), config["feature_width"], encoder)
-    read_weights(model, weights)
-    return model.eval()
 
 
 def read_weights(model: AdaptedLlama, weights: str | Path) -> None:

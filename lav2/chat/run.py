@@ -13,7 +13,7 @@ from lav2.config import DTYPES, construct
 from lav2.data.pictures import read_picture
 from lav2.errors import UserError
 from lav2.experts import Experts
-from lav2.inference import Assistant, load
+from lav2.inference import Assistant, find_quantization, load
 from lav2.llama.settings import GenerationSettings
 from lav2.run_folder import adapter_folder
 
@@ -37,6 +37,7 @@ def chat(cfg: DictConfig) -> None:
         raise UserError(f"turns is {cfg.turns!r}; it must be a whole number, 0 or more, or null for all that fit")
     if cfg.image is not None:
         read_picture(cfg.image)
+    find_quantization(config, cfg.quantize)
     experts: Experts = construct("experts", cfg.context)
     if cfg.ui == "web":
         from lav2.chat.web import serve  # here, since gradio is an extra
@@ -51,7 +52,7 @@ def chat(cfg: DictConfig) -> None:
 
 def load_assistant(cfg: DictConfig, folder: Path) -> Assistant:
     with Console(stderr=True).status("reading the model"):
-        return load(folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype])
+        return load(folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype], quantize=cfg.quantize)
 
 
 def generation_settings(cfg: DictConfig, max_length: int) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 So an evaluation can be stopped at any time, killed too, and goes on where it stood; and one that is done is not
 computed again unless something changes that its answers depend on: the adapter (its two files, which also know the
-base, the encoder and the template), ``base=`` and ``vision_weights=`` where they are given, the dtype of the base, the
-generation settings without the batch size, the instruction, its input, or the image (path, size, time of change).
-Delete the journal to make all answers anew.
+base, the encoder and the template), ``base=`` and ``vision_weights=`` where they are given, the dtype of the base and
+how it is rounded, the generation settings without the batch size, the instruction, its input, or the image (path,
+size, time of change). Delete the journal to make all answers anew.
 """
 
 import hashlib
@@ -173,7 +173,7 @@ def model_identity(adapter: Path, **settings: str | None) -> dict[str, str | Non
     """What the answers of the adapter in the folder ``adapter`` depend on besides the question.
 
     Args:
-        settings: how it is loaded: ``base``, ``vision_weights``, ``dtype``.
+        settings: how it is loaded: ``base``, ``vision_weights``, ``dtype`` and, of a rounded base, ``quantize``.
     """
     content = b"".join((adapter / name).read_bytes() for name in (CONFIG, WEIGHTS))
     return {"adapter": hashlib.sha256(content).hexdigest()[:16], **settings}

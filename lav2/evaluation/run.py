@@ -13,7 +13,7 @@ from lav2.config import DTYPES, construct
 from lav2.errors import UserError
 from lav2.evaluation.predict import Predictor, model_identity
 from lav2.evaluation.results import Results
-from lav2.inference import load
+from lav2.inference import find_quantization, load
 from lav2.run_folder import adapter_folder
 
 
@@ -34,9 +34,12 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"run={folder}: an adapter folder; name the run folder that holds it")
     task = construct("eval", cfg.eval)
     config = read_adapter_config(adapter)
+    settings = {"base": cfg.base, "vision_weights": cfg.vision_weights, "dtype": cfg.dtype}
+    if (quantize := find_quantization(config, cfg.quantize)) is not None:
+        settings["quantize"] = quantize
     predictor = Predictor(
-        partial(load, folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype]),
-        model_identity(adapter, base=cfg.base, vision_weights=cfg.vision_weights, dtype=cfg.dtype),
+        partial(load, folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype], quantize=quantize),
+        model_identity(adapter, **settings),
         folder / "evaluation" / task.name,
         config["caption_prompts"],
     )

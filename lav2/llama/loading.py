@@ -144,6 +144,11 @@ def fingerprint(model: nn.Module) -> str:
     return digest({name: first_row(parameter) for name, parameter in model.named_parameters()})
 
 
+def stored_fingerprint(checkpoint: Checkpoint) -> str:
+    """The :func:`fingerprint` that the model in ``checkpoint`` will have."""
+    return digest({name: first_row(checkpoint[name]) for name in checkpoint})
+
+
 def first_row(tensor: Tensor) -> bytes:
     """What a fingerprint reads of one tensor."""
     row = tensor if tensor.dim() == 1 else tensor[0]

@@ -206,7 +206,12 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head: (…, C) → (…, V)."""
-        return F.linear(hidden, self.tok_embeddings.weight) if self.output is None else self.output(hidden)
+        return F.linear(hidden, self.head)
+
+    @property
+    def head(self) -> Tensor:
+        """The weight (V, C) of the output head, which may be that of the embeddings."""
+        return self.tok_embeddings.weight if self.output is None else self.output.weight
 
     def hidden(
         self,

@@ -97,7 +97,7 @@ def step_memory(
                 hidden = llama.blocks(tokens, turns, None, hooks=model.bind(visual, task))
                 kept += allocations.now - before
                 labelled = hidden.flatten(0, 1)[torch.arange(rows * length)]
-                losses.append(FrozenHeadLoss.apply(labelled, tokens.flatten(), llama, torch.ones(())))
+                losses.append(FrozenHeadLoss.apply(labelled, tokens.flatten(), llama.head, torch.ones(())))
                 del hidden, labelled, turns, tokens, visual
             torch.stack(losses).sum().backward()
     last = [sum(few[: kind + 1]) - 1 for kind in range(3)]

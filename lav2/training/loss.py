@@ -1,11 +1,11 @@
 """The training loss: cross entropy over the tokens of the response."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lav2.adapter import AdaptedLlama
 from lav2.data.tokens import IGNORE
-from lav2.llama import Llama
 from lav2.llama.kernels import loss_and_slope
 
 
@@ -32,7 +32,7 @@ def response_loss(
     labels = batch["labels"][:, 1:]
     labelled = labels != IGNORE
     count = labelled.sum() if count is None else count
-    return FrozenHeadLoss.apply(hidden[labelled], labels[labelled], model.llama, torch.where(count > 0, count, 1))
+    return FrozenHeadLoss.apply(hidden[labelled], labels[labelled], model.llama.head, torch.where(count > 0, count, 1))
 
 
 class FrozenHeadLoss(torch.autograd.Function):
@@ -41,22 +41,26 @@ class FrozenHeadLoss(torch.autograd.Function):
     Since nothing in the head trains, the gradient of the hidden states is known as soon as the logits are: it is
     computed with them, and no logits are kept. It is divided before it is rounded: to divide bf16 numbers by 257 makes
     all of them 0.2 % too small.
+
+    It takes the head's weight, no module: under FSDP2 and DeepSpeed's ZeRO-3 a weight that the root reads is gathered
+    once a step, a module each time it is called. That is as often as a process has labels for, which no two processes
+    do alike, and they would wait for each other for ever.
     """
 
     ELEMENTS = 2**23  # of the logits at a time: 32 MB
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, labels: Tensor, llama: Llama, divisor: Tensor) -> Tensor:
-        """``hidden`` (N, C), ``labels`` (N,) and what the sum is divided by → a number."""
+    def forward(ctx, hidden: Tensor, labels: Tensor, head: Tensor, divisor: Tensor) -> Tensor:
+        """``hidden`` (N, C), ``labels`` (N,), the ``head`` (V, C) and what the sum is divided by → a number."""
         wanted = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wanted else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        count = max(1, FrozenHeadLoss.ELEMENTS // llama.config.vocab_size)
+        count = max(1, FrozenHeadLoss.ELEMENTS // len(head))
         for start in range(0, len(hidden), count):
             rows = slice(start, start + count)
             with torch.set_grad_enabled(wanted):
                 states = hidden[rows].detach().requires_grad_(wanted)
-                logits = llama.logits(states)
+                logits = F.linear(states, head)
             loss, slope = loss_and_slope(logits.detach(), labels[rows])
             total += loss
             if wanted:

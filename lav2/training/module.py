@@ -189,9 +189,9 @@ class JointModule(LightningModule):
         Raises:
             UserError: names the first parameter of each kind that does not fit.
         """
-        self.skipped = checkpoint["skipped_steps"]
         if "state_dict" not in checkpoint:
-            return  # DeepSpeed has loaded and checked its own
+            return  # DeepSpeed has loaded and checked its own, and leaves out no step
+        self.skipped = checkpoint["skipped_steps"]
         expected = {name: value.shape for name, value in self.state_dict().items() if is_adapter(name)}
         check_tensors(checkpoint["state_dict"], expected, "the checkpoint")
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lav2.adapter import AdaptedLlama, parameter_summary
-from lav2.adapter.folder import WEIGHTS, read_weights
+from lav2.adapter.start import start_from
 from lav2.cli import in_sweep
 from lav2.config import (
     DTYPES,
@@ -36,10 +36,11 @@ from lav2.errors import UserError
 from lav2.llama import Llama, load_llama, load_tokenizer, open_checkpoint
 from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.kernels import fuse
-from lav2.run_folder import CONFIG, adapter_folder
+from lav2.llama.loading import fingerprint, stored_fingerprint
+from lav2.run_folder import CONFIG
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
-from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, newest_checkpoint
+from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, by_step, newest_checkpoint
 from lav2.training.module import JointModule
 from lav2.training.plan import planned, print_plan
 from lav2.training.recomputation import recompute_blocks
@@ -72,7 +73,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     Raises:
         UserError: everything that is wrong with the config, together, before any weight is read.
     """
-    if found := problems(cfg):
+    if found := problems(cfg, resumes=bool(by_step(folder / "checkpoints"))):
         raise UserError(found[0] if len(found) == 1 else f"{len(found)} problems:\n  " + "\n  ".join(found))
     if cfg.data_report:
         report_data(cfg)
@@ -122,8 +123,9 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     torch.manual_seed(cfg.seed)  # the adapter's first values depend on the seed alone
     llama, weights = base_model(cfg, trainer.strategy)
     model = AdaptedLlama(llama, adapter, feature_width(cfg.vision.name, cfg.vision.projected), encoder)
-    if cfg.adapter_from is not None:
-        read_weights(model, adapter_folder(cfg.adapter_from) / WEIGHTS)
+    if cfg.adapter_from is not None and checkpoint is None:
+        base = fingerprint(llama) if weights is None else stored_fingerprint(weights)
+        start_from(cfg.adapter_from, model, base, encoder and encoder.fingerprint)
     if trainer.is_global_zero:
         write_parameters(model, folder)
         keep_config(cfg, folder)
@@ -172,6 +174,7 @@ def description(cfg: DictConfig, encoder: VisionEncoder | None) -> dict:
     vision = OmegaConf.to_container(cfg.vision, resolve=True) if encoder else None
     return {
         "base_path": str(Path(cfg.llama.path).resolve()),
+        "quantize": cfg.llama.quantize,
         "tokenizer": str(tokenizer_path(cfg).resolve()),
         "vision": vision and {**vision, "weights": str(Path(vision["weights"]).resolve())},
         "vision_fingerprint": encoder and encoder.fingerprint,

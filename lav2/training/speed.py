@@ -13,7 +13,8 @@ from lightning import Callback, LightningModule, Trainer
 class Speed(Callback):
     """Logs, beside the losses, tokens a second (of all processes, padding not counted) and the peak memory so far.
 
-    The time of validations and checkpoints is not counted.
+    The time is that of steps: forward and backward passes and the optimizer. Waiting for the next batch, validations
+    and checkpoints are not counted.
     """
 
     def __init__(self) -> None:
@@ -30,8 +31,8 @@ class Speed(Callback):
         self.seconds += time.monotonic() - self.start
         if trainer.global_step % trainer.log_every_n_steps:
             return
-        tokens = torch.stack(self.tokens).sum().item() * trainer.world_size
-        pl_module.log("speed/tokens_per_second", tokens / self.seconds)
+        tokens = trainer.strategy.reduce(torch.stack(self.tokens).sum().float(), reduce_op="sum")
+        pl_module.log("speed/tokens_per_second", tokens.item() / self.seconds)
         pl_module.log("speed/memory_mb", peak_memory_mb())
         self.tokens, self.seconds = [], 0.0
 

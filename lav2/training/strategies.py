@@ -61,13 +61,17 @@ def strategy_name(strategy: DictConfig) -> str:
     return {"DeepSpeed": "deepspeed", "Sharding": "fsdp2"}.get(engine._target_.rpartition(".")[2], "ddp")
 
 
-def strategy_problems(strategy: DictConfig, clips: Mapping[str, float | None], quantize: str | None) -> Iterator[str]:
+def strategy_problems(
+    strategy: DictConfig, clips: Mapping[str, float | None], quantize: str | None, on_nan: str
+) -> Iterator[str]:
     """What the strategy cannot do of what the config asks; ``clips`` are the tasks' largest norms."""
     name = strategy_name(strategy)
     if name == "deepspeed":
         for task, clip in clips.items():
             if clip is not None:
                 yield f"DeepSpeed has one norm for all parameters; set optim.{task}.clip=null, or strategy=fsdp2"
+        if on_nan == "skip":
+            yield "on_nan=skip: under DeepSpeed no step can be skipped; set on_nan=stop, or strategy=fsdp2"
     if name in ("fsdp2", "deepspeed") and quantize is not None:
         yield f"llama.quantize={quantize} needs a base that each process holds whole: strategy=single or ddp"
 

@@ -4,6 +4,7 @@ The curves themselves (both losses, learning rates, gradient norms, tokens a sec
 logger, as those of ``metrics.csv`` do.
 """
 
+import itertools
 import netrc
 import os
 import secrets
@@ -17,9 +18,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from omegaconf import OmegaConf
 from PIL import Image
+from torch.distributed.fsdp import FSDPModule
 
 from lav2.cli import in_sweep
 from lav2.data.pictures import read_picture
@@ -27,7 +28,7 @@ from lav2.errors import UserError
 from lav2.llama.generation import generate
 from lav2.llama.text import AnswerText
 from lav2.training.data import JointData
-from lav2.training.sharding import whole
+from lav2.training.sharding import Sharding, whole
 
 MODES = ("online", "offline", "disabled")
 PICTURES = 8  # held-out ones that are captioned at every validation
@@ -135,12 +136,14 @@ class Tracking(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A row a picture and a column a validation: how the captions of the same pictures change."""
-        run, data = wandb_run(trainer), trainer.datamodule
-        if run is None or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        data, sharded = trainer.datamodule, isinstance(trainer.strategy, Sharding)
+        if not logs_to_wandb(trainer) or getattr(trainer.strategy, "zero_stage_3", False):
+            return  # DeepSpeed gathers weights in its own forward pass alone
+        if not (sharded or trainer.is_global_zero) or not (rows := pictured(data)):
             return  # a sharded model answers on all processes or none
-        if not (rows := pictured(data)):
-            return
         self.captions[trainer.global_step] = describe(pl_module, data, rows)
+        if (run := wandb_run(trainer)) is None:
+            return
         held_out = data.held_out["caption"]
         columns = ["image", "prompt", "reference", *(f"step {step}" for step in self.captions)]
         table = wandb.Table(columns)
@@ -154,6 +157,11 @@ class Tracking(Callback):
             artifact = wandb.Artifact(f"adapter-{run.id}", type="adapter")
             artifact.add_dir(str(self.adapter))
             run.log_artifact(artifact)
+
+
+def logs_to_wandb(trainer: Trainer) -> bool:
+    """Whether there is a wandb run of this training; all processes know."""
+    return any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
 
 
 def wandb_run(trainer: Trainer) -> Any:
@@ -183,23 +191,27 @@ def texts(data: JointData, row: int) -> tuple[str, str]:
 
 @torch.no_grad()
 def describe(module: LightningModule, data: JointData, rows: list[int]) -> list[str]:
-    """What the model says now about the pictures of some held-out captions, greedily."""
+    """What the model says now about the pictures of some held-out captions, greedily.
+
+    All answers are as long as they may be, and are cut afterwards: the processes of a sharded model must take as many
+    steps as each other, and one that saw an answer end a token earlier would let the others wait for ever.
+    """
     samples = [data.held_out["caption"][row] for row in rows]
-    features = torch.stack([sample.features for sample in samples]).float().to(module.device)
+    features = torch.stack([sample.features for sample in samples]).float().to(module.trainer.strategy.root_device)
     template, tokenizer = data.template, data.tokenizer
     control = [template.stop] if template.stop in template.control_tokens else []
-    stop = [template.stop] if template.stop and not control else []
+    ends = {*tokenizer.stop_ids, *map(tokenizer.token_id, control)}
+    if isinstance(module.model, FSDPModule):
+        module.model.unshard()  # the adapter, embeddings and head; generation passes by its forward
     answers = generate(
         module.model.llama,
         [sample.tokens[: sample.prompt_length].tolist() for sample in samples],
-        eos_id=[*tokenizer.stop_ids, *map(tokenizer.token_id, control)],
+        eos_id=[],
         hooks=module.model.bind(features, keep=True),
-        decode=tokenizer.decode,
         max_new_tokens=LONGEST_CAPTION,
-        stop=stop,
     )
-    text = AnswerText(tokenizer.decode, stop)
-    return [text.whole(ids) for ids in answers]
+    text = AnswerText(tokenizer.decode, [template.stop] if template.stop and not control else [])
+    return [text.whole(list(itertools.takewhile(lambda token: token not in ends, ids))) for ids in answers]
 
 
 def thumbnail(path: Path) -> Image.Image:

@@ -88,6 +88,7 @@ def test_experts_are_chosen_and_shown(assistant, monkeypatch, capsys, pictures):
     [
         (["run=nowhere/at-all"], "run=nowhere/at-all: no adapter there"),
         (["dtype=int8"], "dtype is 'int8'"),
+        (["quantize=int3"], "quantize is 'int3'; choose trained, null or one of int8, nf4"),
         (["image=nowhere.png"], "cannot read the image nowhere.png"),
         (["ui=window"], "ui is 'window'; choose one of terminal, web"),
         (["turns=-1"], "turns is -1"),

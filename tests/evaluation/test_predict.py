@@ -114,7 +114,7 @@ def test_a_finished_evaluation_reads_no_weights(run_folder, heldout, calls, monk
     first = evaluate(caption(run_folder, heldout, tokens))
     assert calls == [12]
     loaded, load = [], run.load
-    monkeypatch.setattr(run, "load", lambda *arguments: loaded.append(1) or load(*arguments))
+    monkeypatch.setattr(run, "load", lambda *given, **more: loaded.append(1) or load(*given, **more))
     assert evaluate(caption(run_folder, heldout, tokens, "eval.generation.batch_size=5")) == first
     assert not loaded and calls == [12]
 

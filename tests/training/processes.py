@@ -17,17 +17,21 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import start_processes
 
 from lav2.cli import CONF, register_resolvers
+from lav2.errors import UserError
 from lav2.training import sharding
 from lav2.training.loss import FrozenHeadLoss
 from lav2.training.module import JointModule
 from lav2.training.run import train
 
-Job = tuple[Path, list[str], int | None]  # run folder, overrides, the step to be killed at
+# run folder, overrides, the step to be killed at, whether the second process sees a NaN
+Job = tuple[Path, list[str], int | None] | tuple[Path, list[str], int | None, bool]
 
 
-def run(folder: Path, overrides: list[str], step: int | None = None) -> None:
-    """Train as the overrides say; ``<folder>_<rank>.json`` then tells how many numbers of a sharded base were read."""
+def run(folder: Path, overrides: list[str], step: int | None = None, spoils: bool = False) -> None:
+    """Train as the overrides say; ``<folder>_<rank>.json`` then tells how many numbers of a sharded base were read,
+    what the run was refused for, and the places of the samples that were NaN: one batch of captions in step 1."""
     numbers, read, training_step = [], sharding.read_tensor, JointModule.training_step
+    told = {"error": None, "spoiled": []}
 
     def counted(checkpoint, name, into, rows=slice(None)):
         numbers.append(into.numel())
@@ -36,6 +40,11 @@ def run(folder: Path, overrides: list[str], step: int | None = None) -> None:
     def dies(self, batch, index):
         if self.global_step == step:
             raise MemoryError("killed")
+        if spoils and (self.global_rank, self.global_step, index) == (1, 1, 2):
+            captions = batch["caption"]
+            places = self.trainer.datamodule.training["caption"].places
+            told["spoiled"] = [places[row] for row in captions["indices"].tolist()]
+            batch = batch | {"caption": captions | {"features": captions["features"] * float("nan")}}
         return training_step(self, batch, index)
 
     register_resolvers()
@@ -49,7 +58,11 @@ def run(folder: Path, overrides: list[str], step: int | None = None) -> None:
             train(compose("train", overrides), folder)
         except MemoryError:
             assert step is not None
-    folder.with_name(f"{folder.name}_{os.environ.get('LOCAL_RANK', 0)}.json").write_text(json.dumps(sum(numbers)))
+        except UserError as error:
+            assert spoils, error
+            told["error"] = str(error)
+    report = folder.with_name(f"{folder.name}_{os.environ.get('LOCAL_RANK', 0)}.json")
+    report.write_text(json.dumps(told | {"read": sum(numbers)}))
 
 
 def one_process(rank: int, port: int, jobs: list[Job]) -> None:
@@ -65,8 +78,16 @@ def let_deepspeed_run_on_cpu() -> None:
     from lightning.pytorch.strategies import DDPStrategy, deepspeed
 
     import lav2.config
+    from lav2.training import strategies
 
     lav2.config.device_problems = lambda *_: ()
+    config = strategies.deepspeed_config
+
+    def shard_all(*settings) -> dict:  # ZeRO-3 would keep tensors as small as these whole
+        given = config(*settings)
+        return given | {"zero_optimization": given["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
+
+    strategies.deepspeed_config = shard_all
     deepspeed._validate_device_index_selection = lambda devices: None
     deepspeed.DeepSpeedStrategy.setup_environment = lambda self: DDPStrategy.setup_environment(self)
     deepspeed.DeepSpeedStrategy.root_device = property(lambda self: torch.device("cpu", 0))
@@ -74,7 +95,7 @@ def let_deepspeed_run_on_cpu() -> None:
 
 def run_in_processes(jobs: list[Job], count: int = 2) -> None:
     """Run the jobs, one after the other, in ``count`` processes."""
-    jobs = [(str(folder), overrides, step) for folder, overrides, step in jobs]
+    jobs = [(str(folder), *rest) for folder, *rest in jobs]
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.processes", str(count), json.dumps(jobs)],
         cwd=Path(__file__).parents[2],
@@ -94,5 +115,5 @@ def free_port() -> int:
 if __name__ == "__main__":
     if "strategy=deepspeed" in sys.argv[2]:
         let_deepspeed_run_on_cpu()
-    given = [(Path(folder), overrides, step) for folder, overrides, step in json.loads(sys.argv[2])]
+    given = [(Path(folder), *rest) for folder, *rest in json.loads(sys.argv[2])]
     start_processes(one_process, (free_port(), given), nprocs=int(sys.argv[1]), start_method="fork")

@@ -1,11 +1,14 @@
-"""DeepSpeed's own engine, on CPU in two processes, against one process; the first run compiles for a minute."""
+"""DeepSpeed's own engine, on CPU in two processes, against one process; the first run compiles for a minute.
+
+ZeRO-3 shards every tensor, and the processes have unequally many pieces of the loss.
+"""
 
 import json
-import os
 
 import pytest
 
 from lav2.errors import UserError
+from lav2.training.checkpoints import newest_checkpoint
 from lav2.training.run import train
 from tests.training.processes import run, run_in_processes
 from tests.training.small import settings
@@ -48,11 +51,11 @@ def test_killed_and_resumed_it_trains_as_one_process_does(runs, stage):
 
 def test_its_checkpoints_hold_no_base_and_are_its_own(runs, config):
     folder = runs / "zero3"
-    size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*.pt"))
+    newest = newest_checkpoint(folder / "checkpoints")
+    size = sum(path.stat().st_size for path in newest.rglob("*.pt"))
     base = json.loads((folder / "parameters.json").read_text())["groups"]
     assert size < 4 * base["caption"]["bytes"] + 4 * base["instruction"]["bytes"] + 1e6 < base["frozen"]["bytes"]
     with pytest.raises(UserError, match="DeepSpeed alone reads and writes"):
         changes = "optim.caption.clip=null", "optim.instruction.clip=null", "trainer.accumulate_grad_batches=2"
         steps = "trainer.max_steps=3", "trainer.limit_val_batches=0"
         train(config(*changes, *steps, f"resume={folder}"), folder)
-    assert os.path.isdir(next((folder / "checkpoints").iterdir()))

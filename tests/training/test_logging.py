@@ -86,6 +86,20 @@ def history(records) -> dict[str, list]:
     return values
 
 
+def artifacts(records, kind: str) -> list[dict[str, Path]]:
+    """The files of every logged artifact of a kind, by their names in it."""
+    logged = [record.artifact for record in records if record.WhichOneof("record_type") == "artifact"]
+    return [
+        {entry.path: Path(entry.local_path) for entry in one.manifest.contents} for one in logged if one.type == kind
+    ]
+
+
+def captions_table(records) -> tuple[dict, dict[str, Path]]:
+    """The last table of captions, and the files of its pictures."""
+    media = artifacts(records, "run_table")[-1]
+    return json.loads(media["captions.table.json"].read_text()), media
+
+
 def pixels(path: Path) -> bytes:
     with Image.open(path) as picture:
         return picture.convert("RGB").tobytes()
@@ -113,10 +127,7 @@ def test_wandb_offline_holds_what_the_run_logged(run, no_key, world):
     mean = sum(logged[f"gates/adaptation/{n}"][-1] for n in (4, 5)) / 2
     assert mean == pytest.approx(float(stored[-1]["train/adaptation_gate"]))
 
-    artifacts = [record.artifact for record in records if record.WhichOneof("record_type") == "artifact"]
-    files = [{entry.path: Path(entry.local_path) for entry in one.manifest.contents} for one in artifacts]
-    media = [held for one, held in zip(artifacts, files, strict=True) if one.type == "run_table"][-1]
-    table = json.loads(media["captions.table.json"].read_text())
+    table, media = captions_table(records)
     assert table["columns"] == ["image", "prompt", "reference", "step 2", "step 4"]
     assert len(table["data"]) > 1
     by_pixels = {pixels(path): path for path in (world / "train" / "images").glob("*.png")}
@@ -128,7 +139,7 @@ def test_wandb_offline_holds_what_the_run_logged(run, no_key, world):
     model = load(folder)  # the adapter says what the table's last column says
     asked = [next(prompt for prompt in model.caption_prompts if prompt in row[1]) for row in table["data"]]
     assert model.generate(asked, shown, max_new_tokens=48) == [row[4] for row in table["data"]]
-    (held,) = (held for one, held in zip(artifacts, files, strict=True) if one.type == "adapter")
+    (held,) = artifacts(records, "adapter")
     assert held.keys() == {"adapter_config.json", "adapter_model.safetensors"}
     weights = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     assert held["adapter_model.safetensors"].read_bytes() == weights

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from lav2.data.tokens import IGNORE
 from lav2.llama import Llama, LlamaConfig
+from lav2.llama.kernels import loss_and_slope
+from lav2.training import loss
 from lav2.training.loss import FrozenHeadLoss, response_loss
 
 
@@ -16,9 +18,9 @@ def batch(tokens):
     return {"tokens": tokens, "labels": labels}
 
 
-def with_gradients(adapted, loss):
+def with_gradients(adapted, value):
     parameters = dict(adapted.adapter["instruction"].named_parameters())
-    return loss, dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
+    return value, dict(zip(parameters, torch.autograd.grad(value, parameters.values()), strict=True))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
@@ -33,10 +35,9 @@ def test_equals_all_logits_at_once(adapted, batch, rows, monkeypatch):
 
 def test_never_holds_more_logits_than_it_may(adapted, batch, monkeypatch):
     seen = []
-    logits = type(adapted.llama).logits
     monkeypatch.setattr(FrozenHeadLoss, "ELEMENTS", 4 * adapted.llama.config.vocab_size)
     monkeypatch.setattr(
-        type(adapted.llama), "logits", lambda self, hidden: seen.append(len(hidden)) or logits(self, hidden)
+        loss, "loss_and_slope", lambda logits, labels: seen.append(len(logits)) or loss_and_slope(logits, labels)
     )
     response_loss(adapted, batch, "instruction").backward()
     labelled = int((batch["labels"][:, 1:] != IGNORE).sum())
@@ -53,13 +54,13 @@ def test_a_divisor_is_not_rounded():
     hidden, labels = torch.randn(257, 16).bfloat16().requires_grad_(), torch.randint(20, (257,))
     norms = []
     for divisor in (1, 257):
-        loss = FrozenHeadLoss.apply(hidden, labels, llama, torch.tensor(divisor))
-        (gradient,) = torch.autograd.grad(loss, hidden)
+        total = FrozenHeadLoss.apply(hidden, labels, llama.head, torch.tensor(divisor))
+        (gradient,) = torch.autograd.grad(total, hidden)
         norms.append(gradient.float().norm() * divisor)
     assert abs(norms[1] / norms[0] - 1) < 5e-4
 
 
 def test_without_labels_is_zero_with_zero_gradients(adapted, batch):
     batch["labels"].fill_(IGNORE)
-    loss, gradients = with_gradients(adapted, response_loss(adapted, batch, "instruction"))
-    assert loss == 0 and all(not gradient.any() for gradient in gradients.values())
+    value, gradients = with_gradients(adapted, response_loss(adapted, batch, "instruction"))
+    assert value == 0 and all(not gradient.any() for gradient in gradients.values())

@@ -2,17 +2,21 @@
 
 import filecmp
 import json
+import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
+from lav2 import load
 from lav2.adapter import load_adapter, save_adapter
 from lav2.llama import load_llama
 from tests.training.processes import run, run_in_processes
 from tests.training.small import settings
 from tests.training.test_joint import adapter, metrics
+from tests.training.test_logging import captions_table, written
 
 COMMON = [  # with per-task clipping, as the demo has it
     *("trainer.max_steps=3", "trainer.accumulate_grad_batches=2", "callbacks.checkpoint_every=2"),
@@ -31,23 +35,26 @@ def runs(world, tmp_path_factory) -> Path:
     base = ["experiment=demo", *settings(world), *COMMON]
     run(folder / "one", base + ALONE)
     run(folder / "one_then_fsdp2", base + ALONE, 2)
-    run_in_processes(
-        [
-            (folder / "ddp", [*base, *TOGETHER, "strategy=ddp"], None),
-            (folder / "fsdp2_then_one", [*base, *TOGETHER, "strategy=fsdp2"], 2),
-            (
-                folder / "one_then_fsdp2",
-                [
-                    *(*base, *TOGETHER, "strategy=fsdp2", "strategy.strategy.offload=true"),
-                    *("activation_checkpointing=true", f"resume={folder / 'one_then_fsdp2'}"),
-                ],
-                None,
-            ),
-        ]
-    )
+    resumed = ["strategy=fsdp2", "strategy.strategy.offload=true", "activation_checkpointing=true"]
+    told = ["strategy=fsdp2", "trainer.max_steps=2", "logger=wandb", "logger.wandb.mode=offline"]
+    jobs = [
+        (folder / "ddp", [*base, *TOGETHER, "strategy=ddp"], None),
+        (folder / "fsdp2_then_one", [*base, *TOGETHER, "strategy=fsdp2"], 2),
+        (folder / "one_then_fsdp2", [*base, *TOGETHER, *resumed, f"resume={folder / 'one_then_fsdp2'}"], None),
+        (folder / "fsdp2_told", [*base, *TOGETHER, *told], None),
+        (folder / "fsdp2_skips", [*base, *TOGETHER, "strategy=fsdp2", "on_nan=skip"], None, True),
+        (folder / "ddp_stops", [*base, *TOGETHER, "strategy=ddp"], None, True),
+    ]
+    with mock.patch.dict(os.environ, WANDB_DATA_DIR=str(folder)):
+        run_in_processes(jobs)
     shutil.copytree(folder / "fsdp2_then_one", folder / "fsdp2_killed")
     run(folder / "fsdp2_then_one", [*base, *ALONE, f"resume={folder / 'fsdp2_then_one'}"])
     return folder
+
+
+def reports(folder: Path) -> list[dict]:
+    """What :func:`tests.training.processes.run` tells of each process."""
+    return [json.loads(folder.with_name(f"{folder.name}_{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2_killed", "one_then_fsdp2", "fsdp2_then_one"])
@@ -99,7 +106,7 @@ def test_the_adapter_folder_is_that_of_one_process_byte_for_byte(runs, tmp_path)
 
 def test_a_process_reads_its_share_of_the_base_alone(runs):
     base = json.loads((runs / "one" / "parameters.json").read_text())["groups"]["frozen"]["count"]
-    read = [json.loads((runs / f"one_then_fsdp2_{rank}.json").read_text()) for rank in (0, 1)]
+    read = [report["read"] for report in reports(runs / "one_then_fsdp2")]
     assert all(base / 2 <= numbers < 0.51 * base for numbers in read)
 
 
@@ -116,3 +123,36 @@ def test_checkpoints_hold_the_adapter_and_its_moments_whole(runs):
         )
 
     assert layout("fsdp2_killed") == layout("ddp") == layout("one")
+
+
+def test_a_nan_in_one_process_stops_both_and_names_its_samples_alone(runs):
+    first, second = reports(runs / "ddp_stops")
+    assert first["error"] == second["error"]
+    assert not first["spoiled"] and len(second["spoiled"]) == 4
+    named = f"the caption group's gradient is not finite: caption loss nan, samples {', '.join(second['spoiled'])}. "
+    assert f"step 1: {named}" in first["error"]
+    assert len(metrics(runs / "ddp_stops")) == 1
+    assert json.loads((runs / "ddp_stops" / "run.json").read_text())["state"] == "failed"
+
+
+def test_a_nan_in_one_process_is_skipped_by_both(runs):
+    """The captions' group takes no step in either process, the other trains as if nothing had been."""
+    assert all(report["error"] is None for report in reports(runs / "fsdp2_skips"))
+    rows, clean, trained = metrics(runs / "fsdp2_skips"), adapter(runs / "ddp"), adapter(runs / "fsdp2_skips")
+    assert [row["train/skipped_steps"] for row in rows] == ["", "1.0", "1.0"]
+    assert all(float(rows[2][f"train/{task}_loss"]) < 10 for task in ("caption", "instruction"))
+    for key, value in trained.items():
+        assert value.isfinite().all(), key
+        if key.startswith("instruction.") and not key.endswith("wk.bias"):
+            assert (value - clean[key]).abs().max() < 1e-4, key
+    assert any((value - clean[key]).abs().max() > 1e-3 for key, value in trained.items() if key.startswith("caption."))
+
+
+def test_wandb_is_told_what_a_sharded_model_says(runs):
+    """All processes answer, one logs: what the adapter that was saved says of the pictures that were logged."""
+    table, media = captions_table(written(runs / "fsdp2_told"))
+    assert table["columns"] == ["image", "prompt", "reference", "step 2"]
+    model = load(runs / "fsdp2_told")
+    asked = [next(prompt for prompt in model.caption_prompts if prompt in row[1]) for row in table["data"]]
+    answers = model.generate(asked, [media[row[0]["path"]] for row in table["data"]], max_new_tokens=48)
+    assert len(answers) > 1 and answers == [row[3] for row in table["data"]]
