@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import start_processes
 
+from benchmarks.measure import Gathered
 from lav2.cli import CONF, register_resolvers
 from lav2.training import sharding
 from lav2.training.loss import FrozenHeadLoss
@@ -26,7 +27,8 @@ Job = tuple[Path, list[str], int | None]  # run folder, overrides, the step to b
 
 
 def run(folder: Path, overrides: list[str], step: int | None = None) -> None:
-    """Train as the overrides say; ``<folder>_<rank>.json`` then tells how many numbers of a sharded base were read."""
+    """Train as the overrides say; ``<folder>_<rank>.json`` then tells how many numbers of a sharded base were ``read``,
+    and how many bytes were ``gathered``."""
     numbers, read, training_step = [], sharding.read_tensor, JointModule.training_step
 
     def counted(checkpoint, name, into, rows=slice(None)):
@@ -44,12 +46,14 @@ def run(folder: Path, overrides: list[str], step: int | None = None) -> None:
         mock.patch.object(sharding, "read_tensor", counted),
         mock.patch.object(JointModule, "training_step", dies),
         mock.patch.object(FrozenHeadLoss, "ELEMENTS", 8000),  # so that processes call the head unequally often
+        Gathered() as gathered,
     ):
         try:
             train(compose("train", overrides), folder)
         except MemoryError:
             assert step is not None
-    folder.with_name(f"{folder.name}_{os.environ.get('LOCAL_RANK', 0)}.json").write_text(json.dumps(sum(numbers)))
+    counts = {"read": sum(numbers), "gathered": gathered.bytes}
+    folder.with_name(f"{folder.name}_{os.environ.get('LOCAL_RANK', 0)}.json").write_text(json.dumps(counts))
 
 
 def one_process(rank: int, port: int, jobs: list[Job]) -> None:
