@@ -1,8 +1,8 @@
 """A joint step of lav2 (V2 paper, sec 4.2) beside its tasks' steps alone, and one pass with both tasks beside two.
 
-The weights are random, in the shape of SmolLM2-135M; times are of its first 8 layers, in turns within one process, and
-bytes of all 30, which every step gathers alike, whatever its batches. An image is 50 features of width 768; half of the
-positions carry labels.
+The weights are random, in the shape of SmolLM2-135M. Times are of its first 8 layers: CPU time of one thread, in turns
+within one process. Bytes are of all 30 layers; every step gathers as many, whatever its batches. An image is 50
+features of width 768; half of the positions carry labels.
 
     python -m benchmarks.joint [--repetitions 7]
 """
@@ -85,8 +85,9 @@ def step(model: AdaptedLlama, losses_of, batches: Batches) -> float:
 
 
 def times(dtype: str, caption_length: int, repetitions: int) -> dict:
-    """Seconds of a joint step in two passes and in one, and of each task's step, in turns."""
+    """CPU seconds of a joint step in two passes and in one, and of each task's step, in turns."""
     sizes = {"caption": (4, caption_length), "instruction": (4, 256)}
+    torch.set_num_threads(1)
     model, batches = adapted(TIMED_LAYERS, getattr(torch, dtype)), draw(sizes)
     contestants = {"two_passes": (in_two_passes, batches), "one_pass": (in_one_pass, batches)}
     contestants |= {task: (in_two_passes, {task: batches[task]}) for task in TASKS}
@@ -96,10 +97,10 @@ def times(dtype: str, caption_length: int, repetitions: int) -> dict:
     for turn in range(repetitions):
         order = list(contestants)
         for name in order[turn % 4 :] + order[: turn % 4]:  # so that none always follows the same other
-            start = time.perf_counter()
+            start = time.process_time()
             step(model, *contestants[name])
-            seconds[name].append(time.perf_counter() - start)
-    return {"dtype": dtype, "sizes": sizes, "losses": losses, "seconds": seconds}
+            seconds[name].append(time.process_time() - start)
+    return {"dtype": dtype, "sizes": sizes, "losses": losses, "cpu_seconds": seconds}
 
 
 def count_bytes(rank: int, processes: int, port: int, found) -> None:
@@ -134,11 +135,13 @@ def lines(found: dict) -> Iterator[Ratio]:
     """What ``run`` found: time and bytes of joint steps."""
     for one in found["times"]:
         sizes = ", ".join(f"{task}s {rows}x{length}" for task, (rows, length) in one["sizes"].items())
-        where, seconds = f"{one['dtype']}, {sizes}", one["seconds"]
+        where, seconds = f"{one['dtype']}, {sizes}", one["cpu_seconds"]
         alone = [sum(both) for both in zip(seconds["caption"], seconds["instruction"], strict=True)]
-        yield Ratio(f"joint step, time; {where}", "both tasks' alone", ratios(seconds["two_passes"], alone), 1.0, True)
+        yield Ratio(
+            f"joint step, CPU time; {where}", "both tasks' alone", ratios(seconds["two_passes"], alone), 1.0, True
+        )
         passes = ratios(seconds["one_pass"], seconds["two_passes"])
-        yield Ratio(f"joint step in one pass, time; {where}", "in two", passes, 1.0, True)
+        yield Ratio(f"joint step in one pass, CPU time; {where}", "in two", passes, 1.0, True)
     gathered = found["gathered_bytes"]
     share = [gathered["one_pass"] / gathered["two_passes"]]
     yield Ratio("joint step in one pass, bytes gathered; 2 processes", "in two", share, 0.55, True)
