@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.measure import Ratio, environment
 
-NAMES = ("training", "generation", "features", "loading", "coco_scores")
+NAMES = ("training", "joint", "generation", "features", "loading", "coco_scores")
 FIGURES = Path("outputs/benchmarks")
 PAGE = Path("benchmarks/results.md")
 

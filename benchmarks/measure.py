@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SMOLLM2 = {  # the shape of SmolLM2-135M, by the names of transformers
     "vocab_size": 49152,
@@ -61,6 +62,19 @@ def environment(*packages: str) -> dict:
         },
         "versions": {name: importlib.metadata.version(name) for name in ("torch", *packages)},
     }
+
+
+class Gathered(TorchDispatchMode):
+    """Counts ``bytes`` that this process gathers from all processes, its own share among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.c10d._allgather_base_.default:
+            self.bytes += arguments[0].nbytes
+        return function(*arguments, **(keywords or {}))
 
 
 def matmul_rate(dtype: torch.dtype, inputs: int, outputs: int, tokens: int, seconds: float = 0.5) -> float:

@@ -151,8 +151,9 @@ def run_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"compile is {cfg.compile!r}; it must be true or false"
     elif cfg.compile and not (shutil.which(os.environ.get("CXX", "g++")) or torch.cuda.is_available()):
         yield "compile is true, and there is no C++ compiler: install g++, name one in CXX, or set compile=false"
-    if type(cfg.activation_checkpointing) is not bool:
-        yield f"activation_checkpointing is {cfg.activation_checkpointing!r}; it must be true or false"
+    for name in ("activation_checkpointing", "one_pass"):
+        if type(cfg[name]) is not bool:
+            yield f"{name} is {cfg[name]!r}; it must be true or false"
     for name in ("checkpoint_every", "progress_every"):
         if not is_count(value := cfg.callbacks[name]):
             yield f"callbacks.{name} is {value!r}; it must be a whole number of steps, 1 or more"

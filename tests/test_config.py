@@ -87,6 +87,7 @@ MISTAKES = {
     "llama.dtype=float8": "llama.dtype is 'float8'; choose one of float32, bfloat16, float16",
     "llama.quantize=int3": "llama.quantize is 'int3'; choose one of int8, nf4, or null",
     "activation_checkpointing=some": "activation_checkpointing is 'some'; it must be true or false",
+    "one_pass=2": "one_pass is 2; it must be true or false",
     "trainer.devices=2": "trainer.devices gives 2; choose strategy=ddp or fsdp2, or trainer.devices=1",
     "llama.dtype=[float32]": "llama.dtype is ['float32']",
     "llama.tokenizer=/nowhere": "no tokenizer at /nowhere",

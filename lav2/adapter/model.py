@@ -5,7 +5,7 @@ The adapter is apart from the base: its parameters live in modules of their own 
 adapter out gives the base back exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +135,16 @@ class AdaptedLlama(nn.Module):
     ) -> Tensor:
         """Hidden states (B, T, C) after the final norm; arguments as for :meth:`forward`."""
         return self.llama.hidden(tokens, hooks=self.bind(visual, task, has_image))
+
+    def hidden_of_each(self, batches: Sequence[tuple]) -> list[Tensor]:
+        """What :meth:`hidden` gives of each batch, its arguments, in one pass: every block is called once, with all.
+
+        So both tasks of joint training (sec 4.2) go through the frozen model together, each batch with its own hooks,
+        and so with gradients for its own task's parameters.
+        """
+        return self.llama.blocks_of_each(
+            [self.llama.placed(tokens, hooks=self.bind(*about_it)) for tokens, *about_it in batches]
+        )
 
     def bind(
         self,

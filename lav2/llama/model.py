@@ -169,7 +169,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block, pre-norm: attention, then feed-forward, each on the residual stream."""
+    """One transformer block, pre-norm: attention, then feed-forward, each on the residual stream.
+
+    A call takes one batch or several, each as the arguments of :meth:`transform`, and gives the states of each. A block
+    whose weights are shared out among processes is gathered once a call.
+    """
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -178,9 +182,13 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(
+    def forward(self, *batches: tuple) -> list[Tensor]:
+        return [self.transform(*batch) for batch in batches]
+
+    def transform(
         self, x: Tensor, turns, mask=None, cache: KVCache | None = None, hooks: BlockHooks = UNCHANGED
     ) -> Tensor:
+        """States (B, T, C) of one batch → (B, T, C)."""
         x = x + self.attention(hooks.norm("attention_norm", self.attention_norm, x), turns, mask, cache, hooks)
         return x + self.feed_forward(hooks.norm("ffn_norm", self.ffn_norm, x), hooks)
 
@@ -229,13 +237,23 @@ class Llama(nn.Module):
             caches: one :class:`KVCache` per layer, filled by this call.
             hooks: one :class:`BlockHooks` per layer and, last, one for the embedding and the final norm.
         """
+        return self.blocks(*self.placed(tokens, padding, caches, hooks))
+
+    def placed(
+        self,
+        tokens: Tensor,
+        padding: Tensor | None = None,
+        caches: list[KVCache] | None = None,
+        hooks: Sequence[BlockHooks] | None = None,
+    ) -> tuple:
+        """The arguments of :meth:`blocks` for those of :meth:`hidden`: with each token's position and what it sees."""
         start = caches[0].length if caches else 0
         length = tokens.shape[1]
         positions = torch.arange(start, start + length, device=tokens.device)
         mask = attention_mask(positions, padding, bool(hooks) and hooks[-1].hides_first)
         if padding is not None:
             positions = (positions - padding[:, None]).clamp(min=0)
-        return self.blocks(tokens, self.turns(positions), mask, caches, hooks)
+        return tokens, self.turns(positions), mask, caches, hooks
 
     def turns(self, positions: Tensor) -> Tensor:
         """The rotary turns of this model at ``positions`` (T,) or (B, T): (1 or B, 1, T, D/2)."""
@@ -250,11 +268,24 @@ class Llama(nn.Module):
         hooks: Sequence[BlockHooks] | None = None,
     ) -> Tensor:
         """What :meth:`hidden` gives, with rotary ``turns`` and attention ``mask`` (1 or B, 1, T, S) made elsewhere."""
-        hooks = hooks or [UNCHANGED] * (len(self.layers) + 1)
-        x = hooks[-1].embed(self.tok_embeddings, tokens)
+        return self.blocks_of_each([(tokens, turns, mask, caches, hooks)])[0]
+
+    def blocks_of_each(self, batches: Sequence[tuple]) -> list[Tensor]:
+        """What :meth:`blocks` gives of each batch, its five arguments; every block is called once, with all batches."""
+        count = len(self.layers)
+        batches = [
+            (tokens, turns, mask, caches or [None] * count, hooks or [UNCHANGED] * (count + 1))
+            for tokens, turns, mask, caches, hooks in batches
+        ]
+        states = [hooks[-1].embed(self.tok_embeddings, tokens) for tokens, *_, hooks in batches]
         for index, layer in enumerate(self.layers):
-            x = layer(x, turns, mask, caches[index] if caches else None, hooks[index])
-        return hooks[-1].norm("norm", self.norm, x)
+            states = layer(
+                *(
+                    (x, turns, mask, caches[index], hooks[index])
+                    for x, (_, turns, mask, caches, hooks) in zip(states, batches, strict=True)
+                )
+            )
+        return [hooks[-1].norm("norm", self.norm, x) for x, (*_, hooks) in zip(states, batches, strict=True)]
 
     def reset_parameters(self, std: float = 0.02) -> "Llama":
         """Draw random weights for a model that is to be pre-trained: N(0, std²), residual outputs scaled by depth."""

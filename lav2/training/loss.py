@@ -1,5 +1,7 @@
 """The training loss: cross entropy over the tokens of the response."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,8 +30,28 @@ def response_loss(
         count: divides the sum over the labelled tokens, in the place of their number. With the mean of that number over
             all processes, the mean of their losses is the mean over all processes' tokens.
     """
-    hidden = model.hidden(batch["tokens"][:, :-1], batch.get("features"), task, batch.get("has_image"))
-    labels = batch["labels"][:, 1:]
+    return labelled_loss(model, model.hidden(*passed(batch, task)), batch["labels"], count)
+
+
+def response_losses(
+    model: AdaptedLlama, batches: Mapping[str, dict[str, Tensor]], counts: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """:func:`response_loss` of each task's batch, with all batches in one pass through the model."""
+    hidden = model.hidden_of_each([passed(batch, task) for task, batch in batches.items()])
+    return {
+        task: labelled_loss(model, states, batches[task]["labels"], counts[task])
+        for task, states in zip(batches, hidden, strict=True)
+    }
+
+
+def passed(batch: dict[str, Tensor], task: str | None) -> tuple:
+    """What of ``batch`` :meth:`AdaptedLlama.hidden` takes; nothing is predicted from the last token."""
+    return batch["tokens"][:, :-1], batch.get("features"), task, batch.get("has_image")
+
+
+def labelled_loss(model: AdaptedLlama, hidden: Tensor, labels: Tensor, count: Tensor | None) -> Tensor:
+    """:func:`response_loss`, from the hidden states (B, T - 1, C) and the labels (B, T)."""
+    labels = labels[:, 1:]
     labelled = labels != IGNORE
     count = labelled.sum() if count is None else count
     return FrozenHeadLoss.apply(hidden[labelled], labels[labelled], model.llama.head, torch.where(count > 0, count, 1))

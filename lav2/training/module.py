@@ -16,7 +16,7 @@ from lav2.errors import UserError
 from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.loading import check_tensors
 from lav2.tasks import TASKS
-from lav2.training.loss import labelled_tokens, response_loss
+from lav2.training.loss import labelled_tokens, response_loss, response_losses
 from lav2.training.optimizers import TaskOptim, TaskOptimizers, learning_rate, schedule
 from lav2.training.sharding import Sharding, whole
 
@@ -37,6 +37,8 @@ class JointModule(LightningModule):
         on_nan: ``stop`` at a step whose gradient is not finite, or ``skip`` it. Either names the batch, and nothing of
             it enters the parameters or the optimizers.
         checkpoint: what the base model's weights are read from once it is sharded; of a model that holds them, None.
+        one_pass: take the batches of both tasks through the model together, block by block, so that sharded weights are
+            gathered half as often; else one after the other. The gradients are the same.
     """
 
     strict_loading = False  # checkpoints hold the adapter only; on_load_checkpoint checks them strictly
@@ -49,9 +51,10 @@ class JointModule(LightningModule):
         seed: int = 0,
         on_nan: str = "stop",
         checkpoint: Checkpoint | None = None,
+        one_pass: bool = False,
     ):
         super().__init__()
-        self.seed, self.on_nan, self.checkpoint = seed, on_nan, checkpoint
+        self.seed, self.on_nan, self.checkpoint, self.one_pass = seed, on_nan, checkpoint, one_pass
         self.step_losses: list[tuple[str, Tensor, Tensor]] = []  # task, loss, samples of each batch of this step
         self.skipped = self.skipped_in_a_row = 0
         self.model = model.train()
@@ -74,7 +77,10 @@ class JointModule(LightningModule):
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
         counts = self.over_processes({task: labelled_tokens(rows) for task, rows in batch.items()})
-        losses = {task: response_loss(self.model, rows, task, counts[task]) for task, rows in batch.items()}
+        if self.one_pass:
+            losses = response_losses(self.model, batch, counts)
+        else:
+            losses = {task: response_loss(self.model, rows, task, counts[task]) for task, rows in batch.items()}
         self.optimizer.note_trained(trained_groups(self.model, batch, self.ownership))
         for task, loss in losses.items():
             self.step_losses.append((task, loss.detach(), batch[task]["indices"]))

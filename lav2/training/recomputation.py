@@ -14,4 +14,4 @@ def recompute_blocks(llama: Llama) -> None:
     gradients for the same task. Without gradients nothing changes.
     """
     for block in llama.layers:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.transform = partial(checkpoint, block.transform, use_reentrant=False)

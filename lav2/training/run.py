@@ -132,7 +132,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if cfg.activation_checkpointing:
         recompute_blocks(llama)
     fuse(cfg.compile)
-    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan, weights)
+    module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan, weights, cfg.one_pass)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     finally:

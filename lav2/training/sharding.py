@@ -61,6 +61,7 @@ class Sharding(ModelParallelStrategy):
             fully_shard(block, mesh=mesh, offload_policy=policy)
         fully_shard(model, mesh=mesh, offload_policy=policy)
         register_fsdp_forward_method(model, "hidden")
+        register_fsdp_forward_method(model, "hidden_of_each")
         if checkpoint is not None:
             read_shares(model.llama, checkpoint, torch.device("cpu") if self.offload else self.root_device)
 

@@ -82,7 +82,7 @@ def test_prompts_act_in_their_layers_only(adapted, features):
 
     def layers(visual):
         hooks = adapted.bind(visual)
-        return [block(x, turns, hooks=hooks[index]) for index, block in enumerate(adapted.llama.layers)]
+        return [block.transform(x, turns, hooks=hooks[index]) for index, block in enumerate(adapted.llama.layers)]
 
     base = layers(features)
     changed = [not torch.equal(*pair) for pair in zip(base, layers(features + 1), strict=True)]

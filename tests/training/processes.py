@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch.multiprocessing import start_processes
 
+from benchmarks.measure import Gathered
 from lav2.cli import CONF, register_resolvers
 from lav2.errors import UserError
 from lav2.training import sharding
@@ -28,8 +29,9 @@ Job = tuple[Path, list[str], int | None] | tuple[Path, list[str], int | None, bo
 
 
 def run(folder: Path, overrides: list[str], step: int | None = None, spoils: bool = False) -> None:
-    """Train as the overrides say; ``<folder>_<rank>.json`` then tells how many numbers of a sharded base were read,
-    what the run was refused for, and the places of the samples that were NaN: one batch of captions in step 1."""
+    """Train as the overrides say; ``<folder>_<rank>.json`` then tells how many numbers of a sharded base were ``read``,
+    how many bytes were ``gathered``, what the run was refused for (``error``), and the places of the samples that were
+    NaN (``spoiled``): one batch of captions in step 1."""
     numbers, read, training_step = [], sharding.read_tensor, JointModule.training_step
     told = {"error": None, "spoiled": []}
 
@@ -53,6 +55,7 @@ def run(folder: Path, overrides: list[str], step: int | None = None, spoils: boo
         mock.patch.object(sharding, "read_tensor", counted),
         mock.patch.object(JointModule, "training_step", dies),
         mock.patch.object(FrozenHeadLoss, "ELEMENTS", 8000),  # so that processes call the head unequally often
+        Gathered() as gathered,
     ):
         try:
             train(compose("train", overrides), folder)
@@ -62,7 +65,7 @@ def run(folder: Path, overrides: list[str], step: int | None = None, spoils: boo
             assert spoils, error
             told["error"] = str(error)
     report = folder.with_name(f"{folder.name}_{os.environ.get('LOCAL_RANK', 0)}.json")
-    report.write_text(json.dumps(told | {"read": sum(numbers)}))
+    report.write_text(json.dumps(told | {"read": sum(numbers), "gathered": gathered.bytes}))
 
 
 def one_process(rank: int, port: int, jobs: list[Job]) -> None:
