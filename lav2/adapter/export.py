@@ -101,7 +101,7 @@ def absorb(model: AdaptedLlama) -> AdaptedLlama:
     Raises:
         UserError: the base is quantized.
     """
-    if any(type(linear.weight) is not nn.Parameter for linear in linears(model)):
+    if any(type(linear.weight) is not nn.Parameter for linear in linears(model.llama)):
         raise UserError("this base is quantized, and nothing can be folded into rounded weights: load it as it is")
     config, instruction = model.config, model.adapter["instruction"]
     for block, tuning in zip(model.llama.layers, instruction.layers, strict=True):
@@ -125,9 +125,9 @@ def absorb(model: AdaptedLlama) -> AdaptedLlama:
     return model
 
 
-def linears(model: AdaptedLlama) -> Iterator[nn.Linear]:
-    """The linear layers of the base's blocks."""
-    for block in model.llama.layers:
+def linears(llama: Llama) -> Iterator[nn.Linear]:
+    """The linear layers of the blocks of ``llama``."""
+    for block in llama.layers:
         for room, names in ROOMS.items():
             yield from (getattr(getattr(block, room), name) for name in names)
 

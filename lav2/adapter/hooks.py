@@ -38,8 +38,8 @@ class AdapterHooks(BlockHooks):
         seen: what the block reads of images, in a pass with images.
         outer: the same pass's hooks outside of the blocks.
         prompt_projection: see :class:`lav2.adapter.AdapterConfig`.
-        keep: compute the prompts' keys and gated values once and keep them; only for generation, where the same hooks serve
-            every step and no gradient flows.
+        keep: compute the prompts' keys and gated values once and keep them; only for generation, where the same hooks
+            serve every step and no gradient flows.
     """
 
     def __init__(
