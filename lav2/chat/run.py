@@ -66,7 +66,7 @@ def adapter_folder(cfg: DictConfig) -> Path:
 
 def load_assistant(cfg: DictConfig, folder: Path) -> Assistant:
     with Console(stderr=True).status("reading the model"):
-        return load(folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype])
+        return load(folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype], fold=cfg.fold)
 
 
 def generation_settings(cfg: DictConfig, max_length: int) -> dict[str, Any]:
