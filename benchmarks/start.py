@@ -91,13 +91,14 @@ def starts(repetitions: int) -> dict[str, list[float]]:
     """Seconds of a run of one step, and of the imports alone, in turns."""
     seconds: dict[str, list[float]] = {"imports": [], "run": []}
     with tempfile.TemporaryDirectory() as folder:
-        own = (f"data.folder={folder}/world", f"data.cache_dir={folder}/features", f"hydra.run.dir={folder}/run")
+        own = (f"data.folder={folder}/world", f"data.cache_dir={folder}/features")
         commands = {
             "imports": [sys.executable, "-c", "import torch, lightning"],
             "run": [sys.executable, ROOT / "train.py", "experiment=demo", *WORLD, *ONE_STEP, *own],
         }
         for turn in range(repetitions + 1):  # the first draws the world, and is left out
             for name, command in commands.items():
+                command = [*command, f"hydra.run.dir={folder}/{turn}"] if name == "run" else command
                 start = time.perf_counter()
                 subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
                 if turn:
