@@ -14,8 +14,10 @@ import argparse
 import json
 import math
 import multiprocessing
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -105,8 +107,11 @@ def run(axes: dict[str, tuple[Sequence[int], Case, float]] = AXES, repetitions: 
     results = []
     for name, (values, others, expected) in axes.items():
         cases = [replace(others, **{name: value}) for value in values]
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # a fresh process a case
-            found = pool.starmap(measure, [(case, repetitions, layers) for case in cases], chunksize=1)
+        found = []
+        for case in cases:
+            print(f"  {name} {getattr(case, name):,}", file=sys.stderr, flush=True)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+                found.append(fresh.submit(measure, case, repetitions, layers).result())
         results.append(
             {
                 "axis": name,
