@@ -2,8 +2,8 @@
 
     python -m benchmarks [training generation …]
 
-Figures are kept in ``outputs/benchmarks/<name>.json``; a benchmark whose figures are there is not run again. The page
-is ``benchmarks/results.md`` with ``results.png``.
+Figures are kept in ``outputs/benchmarks/<name>.json``; a benchmark whose figures are there is not run again. One that
+fails loses none of the others: it is named at the end. The page is ``benchmarks/results.md`` with ``results.png``.
 """
 
 import argparse
@@ -11,25 +11,43 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.measure import Ratio, environment
 
-NAMES = ("training", "joint", "generation", "features", "loading", "coco_scores")
+NAMES = (  # the longest comes last
+    "generation",
+    "joint",
+    "growth",
+    "start",
+    "features",
+    "loading",
+    "coco_scores",
+    "training",
+)
 FIGURES = Path("outputs/benchmarks")
 PAGE = Path("benchmarks/results.md")
 
 
-def measure(name: str) -> dict:
-    """The figures of one benchmark: those kept, or new ones."""
+def measure(name: str) -> bool:
+    """Write the figures of one benchmark, unless they are there; whether they are now."""
     file = FIGURES / f"{name}.json"
-    if not file.is_file():
-        print(f"benchmarks.{name} …", flush=True)
-        code = f"import json; from benchmarks.{name} import run; print(json.dumps(run()))"
-        done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
-        figures = json.loads(done.stdout.splitlines()[-1])
-        file.write_text(json.dumps({"environment": environment("lav2")} | figures, indent=1) + "\n")
-    return json.loads(file.read_text())
+    if file.is_file():
+        print(f"benchmarks.{name}: kept in {file}", flush=True)
+        return True
+    before, start = environment("lav2"), time.monotonic()
+    print(f"benchmarks.{name} …", flush=True)
+    code = f"import json; from benchmarks.{name} import run; print(json.dumps(run()))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    minutes = (time.monotonic() - start) / 60
+    if done.returncode:
+        print(f"benchmarks.{name} failed after {minutes:.1f} minutes", flush=True)
+        return False
+    figures = json.loads(done.stdout.splitlines()[-1])
+    file.write_text(json.dumps({"environment": before, "minutes": minutes} | figures, indent=1) + "\n")
+    print(f"benchmarks.{name}: {minutes:.1f} minutes", flush=True)
+    return True
 
 
 def page(found: dict[str, tuple[dict, list[Ratio]]]) -> str:
@@ -43,11 +61,12 @@ def page(found: dict[str, tuple[dict, list[Ratio]]]) -> str:
     for name, (figures, lines) in found.items():
         where = figures["environment"]
         machine, versions = where["machine"], where["versions"] | figures.get("versions", {})
+        threads = figures.get("threads", machine["threads"])
         text.append(f"## {name}\n")
         text.append(
-            f"{machine['cpu']}, {machine['threads']} threads, load {machine['load'][0]:.1f} before; "
+            f"{machine['cpu']}, {machine['cores']} cores, {threads} threads, load {machine['load'][0]:.1f} before; "
             + ", ".join(f"{package} {version}" for package, version in versions.items())
-            + "\n"
+            + f"; {figures['minutes']:.1f} minutes\n"
         )
         text.append(
             "| | beside | median | least – most | turns | asked for |\n| --- | --- | ---: | ---: | ---: | --- |"
@@ -93,9 +112,8 @@ def main() -> None:
     if unknown := sorted(set(names) - set(NAMES)):
         parser.error(f"no benchmark {unknown[0]}; choose of {', '.join(NAMES)}")
     FIGURES.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        measure(name)
-    kept = {name: measure(name) for name in NAMES if (FIGURES / f"{name}.json").is_file()}
+    failed = [name for name in names if not measure(name)]
+    kept = {name: json.loads(file.read_text()) for name in NAMES if (file := FIGURES / f"{name}.json").is_file()}
     found = {
         name: (figures, list(importlib.import_module(f"benchmarks.{name}").lines(figures)))
         for name, figures in kept.items()
@@ -103,6 +121,8 @@ def main() -> None:
     PAGE.write_text(page(found))
     plot(found, PAGE.with_suffix(".png"))
     print(f"written: {PAGE}, {PAGE.with_suffix('.png')}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; what they said stands above")
 
 
 if __name__ == "__main__":

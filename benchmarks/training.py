@@ -2,8 +2,8 @@
 
 The weights are random, in the shape of SmolLM2-135M or of a few layers of LLaMA-7B. Half of the positions carry labels,
 as instructions do. Speeds are taken in turns within one process, so that a busy machine slows all; a ratio is the
-median over repetitions of ratios within one. Peak memory is taken in a process for each contestant, above what it holds
-once the weights and the contestant stand.
+median over repetitions of ratios within one, of which the largest cases, where a step takes half a minute, have two.
+Peak memory is taken in a process for each contestant, above what it holds once the weights and the contestant stand.
 
     python -m benchmarks.training [--shape smollm2] [--batch 4x256] [--dtype bfloat16] [--methods prompts lora]
 """
@@ -11,6 +11,7 @@ once the weights and the contestant stand.
 import argparse
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ TARGETS = {  # tokens a second over the peer's, by dtype, and peak memory over t
     "bias_and_prompts": ({"float32": 1.1, "bfloat16": 1.6}, 0.5),
     "lora": ({"float32": 1.05, "bfloat16": 1.5}, None),
 }
+SECONDS = 40  # of one comparison's turns: after that many there are no more, once there are two
 LIMIT_SHARE = {"float32": 0.7, "bfloat16": 0.6}
 Step = Callable[[], float]  # forward, backward, no optimizer: the loss
 
@@ -208,7 +210,10 @@ def compare(folder: str, shape_name: str, dtype_name: str, size: str, ours: str,
     operations = sum(required_operations(shape, batch_size, length))
     speeds: dict[str, list[float]] = {name: [] for name in steps}
     limit = []
-    for _ in range(repetitions):
+    started = time.perf_counter()
+    for turn in range(repetitions):
+        if turn >= 2 and time.perf_counter() - started > SECONDS:
+            break
         rate = matmul_rate(dtype, shape["hidden_size"], shape["intermediate_size"], batch_size * length)
         limit.append(batch_size * length * rate / operations)
         for name, forward_and_backward in steps.items():
@@ -242,7 +247,7 @@ def lines(found: dict) -> Iterator[Ratio]:
 
 
 def peak(contestant: Callable, folder: str, dtype: str, layers: int, data: tuple[torch.Tensor, ...]) -> float:
-    """MB that three steps of ``contestant`` take above what stands before the first, in a process of its own."""
+    """MB that two steps of ``contestant`` take above what stands before the first, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=report_peak, args=(contestant, folder, dtype, layers, data, theirs))
@@ -258,7 +263,7 @@ def report_peak(contestant: Callable, folder: str, dtype: str, layers: int, data
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak counts from here
     before = resident("VmRSS")
-    for _ in range(3):
+    for _ in range(2):
         forward_and_backward()
     pipe.send(round(resident("VmHWM") - before, 1))
 
@@ -286,7 +291,9 @@ def run(
     for shape, dtype, size in cases:
         with tempfile.TemporaryDirectory() as folder:
             write_weights(folder, SHAPES[shape])
-            results += [compare(folder, shape, dtype, size, ours, repetitions) for ours in methods]
+            for ours in methods:
+                print(f"  {shape}, {dtype}, {size}: {ours}", file=sys.stderr, flush=True)
+                results.append(compare(folder, shape, dtype, size, ours, repetitions))
     return environment("transformers", "peft", "litgpt") | {"repetitions": repetitions, "results": results}
 
 

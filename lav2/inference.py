@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lav2.adapter import AdaptedLlama, load_adapter, read_adapter_config
+from lav2.adapter.export import fold_tuning
 from lav2.adapter.hub import find_adapter
 from lav2.data.examples import Turn
 from lav2.data.pictures import Picture, read_picture
@@ -34,6 +35,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
     quantize: str | None = AS_TRAINED,
+    fold: bool = False,
 ) -> "Assistant":
     """A trained adapter on its base model.
 
@@ -46,6 +48,8 @@ def load(
         device: where to run; default: a GPU if there is one.
         quantize: the base rounded as it was when the adapter was trained (``trained``), not at all (``None``), or to
             one of :data:`lav2.llama.quantization.QUANTIZATIONS`.
+        fold: fold what can be into the base weights, see :func:`lav2.adapter.export.fold_tuning`: faster answers, the
+            same up to rounding.
 
     Raises:
         UserError: something is missing, or the base or the encoder is not the one the adapter was trained with.
@@ -56,6 +60,7 @@ def load(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = load_encoder(folder, config, vision_weights).to(device) if config["vision"] else None
     model = load_adapter(folder, load_llama(base, dtype, quantize), encoder).to(device)
+    model = fold_tuning(model) if fold else model
     tokenizer = load_tokenizer(find_tokenizer(config, base), model.llama.config.vocab_size)
     template = choose_template(config["template"], tokenizer)
     return Assistant(model, tokenizer, encoder, template, config["caption_prompts"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lav2.adapter.prompts import prompt_attention
+from lav2.adapter.prompts import gated, prompt_attention
 from lav2.adapter.tuning import NormTuning
 from lav2.data.slots import IMAGE, MODALITY
 from lav2.errors import UserError
@@ -38,8 +38,8 @@ class AdapterHooks(BlockHooks):
         seen: what the block reads of images, in a pass with images.
         outer: the same pass's hooks outside of the blocks.
         prompt_projection: see :class:`lav2.adapter.AdapterConfig`.
-        keep: compute the prompts' keys and values once and keep them; only for generation, where the same hooks serve
-            every step and no gradient flows.
+        keep: compute the prompts' keys and gated values once and keep them; only for generation, where the same hooks
+            serve every step and no gradient flows.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class AdapterHooks(BlockHooks):
     ):
         self.tuning, self.train, self.seen, self.outer = tuning, train, seen, outer
         self.prompt_projection, self.keep = prompt_projection, keep
-        self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self.kept: list[tuple[Tensor, Tensor, None]] | None = None
         self.kept_route: Tensor | None = None
 
     def norm(self, name: str, norm: RMSNorm, x: Tensor) -> Tensor:
@@ -78,9 +78,11 @@ class AdapterHooks(BlockHooks):
         return self.tuning.linears[name](linear, x, self.train)
 
     def attend(self, attention: Attention, query: Tensor, output: Tensor) -> Tensor:
-        prompts = self.kept or list(self.keys_and_values(attention))
-        if self.keep:
-            self.kept = prompts
+        prompts = self.kept
+        if prompts is None:
+            prompts = list(self.keys_and_values(attention))
+            if self.keep:
+                self.kept = prompts = [gated(*prompt, attention.num_heads) for prompt in prompts]
         for key, value, gate in prompts:
             output = output + prompt_attention(query, key, value, gate)
         return output
@@ -90,7 +92,7 @@ class AdapterHooks(BlockHooks):
         if self.seen is not None:
             chosen.seen = Seen(of_rows(self.seen.prompts, rows), of_rows(self.seen.gate, rows))
         if self.kept is not None:
-            chosen.kept = [tuple(of_rows(x, rows) for x in prompt) for prompt in self.kept]
+            chosen.kept = [(of_rows(key, rows), of_rows(value, rows), None) for key, value, _ in self.kept]
         chosen.kept_route = of_rows(self.kept_route, rows)
         return chosen
 

@@ -46,7 +46,7 @@ class AdaptationPrompts(nn.Module):
         return used(self.prompt, train)[None]
 
 
-def prompt_attention(query: Tensor, key: Tensor, value: Tensor, gate: Tensor) -> Tensor:
+def prompt_attention(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None) -> Tensor:
     """What the words' queries read from the prompts, times the gate: ``g · softmax(q kᵀ / √D) v``.
 
     The softmax is of its own, apart from the words'; prompts carry no rotary position, and every position sees all of
@@ -55,11 +55,22 @@ def prompt_attention(query: Tensor, key: Tensor, value: Tensor, gate: Tensor) ->
     Args:
         query: (B, H, T, D).
         key, value: (B or 1, G, P, D) with G dividing H.
-        gate: (H or 1, 1, 1), or (B, H or 1, 1, 1) where rows differ.
+        gate: (H or 1, 1, 1), or (B, H or 1, 1, 1) where rows differ; None where it stands in the values already.
 
     Returns:
         (B, H, T, D), to be added to the heads' output before ``wo``.
     """
     key, value = (x.expand(query.shape[0], -1, -1, -1) for x in (key, value))
     answer = F.scaled_dot_product_attention(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
-    return gate.to(answer.dtype) * answer
+    return answer if gate is None else gate.to(answer.dtype) * answer
+
+
+def gated(key: Tensor, value: Tensor, gate: Tensor, num_heads: int) -> tuple[Tensor, Tensor, None]:
+    """Key, value and gate for :func:`prompt_attention` with the gate multiplied into the values once, for every head.
+
+    Args:
+        key, value: (B or 1, G, P, D), which become (B or 1, num_heads, P, D).
+        gate: as there.
+    """
+    key, value = (x.repeat_interleave(num_heads // x.shape[1], 1) for x in (key, value))
+    return key, (gate * value.float()).to(value.dtype), None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lav2.adapter.ownership import used
 from lav2.llama.kernels import biased, biased_and_scaled, scaled
-from lav2.llama.model import RMSNorm
+from lav2.llama.model import Linear, RMSNorm
 
 
 class LowRank(nn.Module):
@@ -63,9 +63,7 @@ class LinearTuning(nn.Module):
     @torch.no_grad()
     def fold(self, linear: nn.Linear) -> nn.Linear:
         """One plain linear layer with a bias that computes the same."""
-        folded = nn.Linear(
-            linear.in_features, linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device
-        )
+        folded = Linear(linear.in_features, linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
         weight, bias = linear.weight.float(), torch.zeros(linear.out_features, device=linear.weight.device)
         if self.lora is not None:
             weight = weight + self.lora.update()

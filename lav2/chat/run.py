@@ -52,7 +52,8 @@ def chat(cfg: DictConfig) -> None:
 
 def load_assistant(cfg: DictConfig, folder: Path) -> Assistant:
     with Console(stderr=True).status("reading the model"):
-        return load(folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype], quantize=cfg.quantize)
+        dtype = DTYPES[cfg.dtype]
+        return load(folder, cfg.base, cfg.vision_weights, dtype, quantize=cfg.quantize, fold=cfg.fold)
 
 
 def generation_settings(cfg: DictConfig, max_length: int) -> dict[str, Any]:

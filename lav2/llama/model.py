@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lav2.llama.config import LlamaConfig, RopeScaling
-from lav2.llama.kernels import rms_norm, swiglu
+from lav2.llama.kernels import is_bf16_row, rms_norm, row_product, swiglu
 
 
 class BlockHooks:
@@ -49,6 +49,16 @@ class BlockHooks:
 
 
 UNCHANGED = BlockHooks()
+
+
+class Linear(nn.Linear):
+    """A linear layer, for a single row of bf16 on a CPU by :func:`~lav2.llama.kernels.row_product`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_bf16_row(x) or type(self.weight) is not nn.Parameter:  # a rounded or sharded weight is another type
+            return super().forward(x)
+        y = row_product(x, self.weight)
+        return y if self.bias is None else y + self.bias
 
 
 class RMSNorm(nn.Module):
@@ -126,10 +136,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         kv_size = config.num_kv_heads * config.head_size
-        self.wq = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.wk = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.wv = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.wq = Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.wk = Linear(config.hidden_size, kv_size, bias=False)
+        self.wv = Linear(config.hidden_size, kv_size, bias=False)
+        self.wo = Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def heads(self, x: Tensor, count: int) -> Tensor:
         """(B, T, count · D) → (B, count, T, D)."""
@@ -159,9 +169,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w1 = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.w3 = Linear(config.hidden_size, config.intermediate_size, bias=False)
 
     def forward(self, x: Tensor, hooks: BlockHooks) -> Tensor:
         gated = swiglu(hooks.linear("w1", self.w1, x), hooks.linear("w3", self.w3, x))
@@ -206,7 +216,7 @@ class Llama(nn.Module):
         self.tok_embeddings = nn.Embedding.from_pretrained(embeddings, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.output = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.output = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, tokens: Tensor, **context) -> Tensor:
         """Logits (B, T, V) of ``tokens`` (B, T); ``context`` as for :meth:`hidden`."""
@@ -214,7 +224,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head: (…, C) → (…, V)."""
-        return F.linear(hidden, self.head)
+        return row_product(hidden, self.head) if is_bf16_row(hidden) else F.linear(hidden, self.head)
 
     @property
     def head(self) -> Tensor:

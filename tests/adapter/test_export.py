@@ -8,10 +8,11 @@ import torch
 
 import lav2
 from lav2.adapter import AdaptedLlama, adapt
-from lav2.adapter.export import export_llama
+from lav2.adapter.export import export_llama, fold_tuning
 from lav2.adapter.released import convert
 from lav2.errors import UserError
 from lav2.llama import Llama, LlamaConfig, Tokenizer, load_llama, save_llama
+from lav2.llama.generation import generate
 from tests.adapter import authors
 from tests.conftest import small_adapter
 
@@ -123,3 +124,41 @@ def test_prompts_cannot_be_folded(changes, tmp_path):
             export_llama(model, TOKENIZER, tmp_path / "out", text_only=text_only)
     assert not (tmp_path / "out").exists()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.llama.state_dict().items())
+
+
+GENERATES = {
+    "paper": {"visual_layers": 2, "prompt_layers": 1, "prompt_length": 3},
+    "lora": {"visual_layers": 2, "prompt_layers": 1, "prompt_length": 3} | TUNED["everything"] | {"scale": "input"},
+    "late": {"fusion": "late", "prompt_layers": 2, "prompt_length": 4},
+}
+
+
+@pytest.mark.parametrize("changes", GENERATES.values(), ids=GENERATES)
+def test_a_folded_adapter_keeps_its_prompts_and_answers_alike(changes, tokens, features):
+    """Scales, biases, LoRA and norms stand in the base; prompts, gates and the visual path go on as before."""
+    model = trained(small_llama(), **changes)
+    prompts = [[1, 5, 9, 20, 7], [1, 14], [1, 8, 8]]
+
+    def answers():
+        with torch.inference_mode():
+            hooks = model.bind(features, keep=True)
+        return generate(model.llama, prompts, eos_id=[], hooks=hooks, max_new_tokens=20)
+
+    with torch.no_grad():
+        expected, blind, plain, written = model(tokens, features), model(tokens), model.llama(tokens), answers()
+        assert fold_tuning(model) is model
+        torch.testing.assert_close(model(tokens, features), expected, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(model(tokens), blind, atol=2e-4, rtol=1e-3)
+    assert answers() == written
+    assert (expected - blind).abs().max() > 0.01 < (blind - plain).abs().max()
+    left = {name.split(".")[-1] for name, _ in model.adapter["instruction"].named_parameters()}
+    assert left == {"prompt", "weight"}  # of the prompts and their gates
+
+
+def test_what_folding_would_change_is_refused(tokens):
+    model = trained(small_llama(), prompt_layers=1, prompt_length=3, prompt_projection="frozen")
+    with torch.no_grad():
+        expected = model(tokens)
+        with pytest.raises(UserError, match="adapter.prompt_projection=frozen.*use it as it is"):
+            fold_tuning(model)
+        assert torch.equal(model(tokens), expected)

@@ -3,8 +3,10 @@
 from contextlib import closing
 
 import pytest
+from omegaconf import OmegaConf
 
 from lav2.chat import Conversation, Exchange
+from lav2.chat.run import load_assistant
 from lav2.data.conversations import read_sharegpt
 from lav2.data.examples import Turn
 from lav2.data.problems import Problems
@@ -212,3 +214,11 @@ def test_mistakes_are_said_at_once_and_leave_no_trace(assistant, question, setti
     with pytest.raises(UserError, match=message):
         conversation.ask(question, **settings)
     assert conversation.exchanges == []
+
+
+def test_a_folded_model_answers_alike(assistant, run, pictures):
+    cfg = OmegaConf.create({"base": None, "vision_weights": None, "dtype": "float32", "fold": True})
+    folded = load_assistant(cfg, run / "adapter")
+    assert not any(tuning.linears for tuning in folded.model.adapter["instruction"].layers)
+    answers = [one.generate([QUESTION] * 2, pictures, max_new_tokens=12) for one in (folded, assistant)]
+    assert answers[0] == answers[1]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lav2.llama import kernels
+from lav2.llama.model import Linear
 
 SIZE = 48
 
@@ -62,3 +63,22 @@ def test_compiling_changes_only_rounding(arguments):
         torch.testing.assert_close(kernels.loss_and_slope(logits, labels), loss)
     finally:
         kernels.fuse(False)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_row_of_bf16_is_multiplied_as_exactly_as_many(bias, monkeypatch):
+    """Both ways sum in fp32 and round once, so that they differ by no more than that rounding."""
+    torch.manual_seed(0)
+    linear = Linear(256, 96, bias=bias, dtype=torch.bfloat16)
+    rows = torch.randn(5, 1, 256).bfloat16()
+    calls = []
+    product = kernels.row_product
+    monkeypatch.setattr("lav2.llama.model.row_product", lambda *given: calls.append(1) or product(*given))
+    with torch.inference_mode():
+        together, alone = linear(rows), torch.stack([linear(row[None])[0] for row in rows])
+        wide = F.linear(rows.float(), linear.weight.float())
+        wide = wide if linear.bias is None else wide + linear.bias.float()
+    assert len(calls) == 5 and alone.shape == together.shape
+    assert (alone - wide).abs().max() <= 1.01 * (together - wide).abs().max() + 2**-8 * bias
+    linear(rows[:1])  # with gradients it is the plain layer
+    assert len(calls) == 5
