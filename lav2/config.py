@@ -33,6 +33,7 @@ from lav2.vision import VisionEncoder
 from lav2.vision.encoder import vision_problems as encoder_problems
 from lav2.vision.towers import bare_tower, blocks, token_shape
 
+RESOLVING = "UserError raised while resolving interpolation: "  # OmegaConf's words around ours
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -121,7 +122,8 @@ def problems(cfg: DictConfig) -> list[str]:
         except UserError as error:
             found.extend(str(error).splitlines())
         except OmegaConfBaseException as error:  # a key is missing; the message names it
-            found.append(f"{error.full_key or section}: {str(error).splitlines()[0]}")
+            reason = str(error).splitlines()[0].removeprefix(RESOLVING)
+            found.append(f"{error.full_key or section}: {reason}")
         except (TypeError, ValueError, AttributeError, KeyError) as error:  # a value of a kind no check foresaw
             found.append(f"{section}: {' '.join(str(error).split())}")
     return list(dict.fromkeys(found))
