@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lav2.errors import UserError
 from lav2.hydra_errors import CONF, one_line, reworded
+from lav2.installed import fast_dtype, package_file
 
 DISK_ERRORS = {
     errno.ENOSPC: "no space left on the disk",
@@ -35,6 +36,8 @@ def register_resolvers() -> None:
         "embedded", lambda name: str(Path(__file__).parent / "demo" / "weights" / name), replace=True
     )
     OmegaConf.register_new_resolver("stem", lambda path: None if path is None else Path(path).stem, replace=True)
+    OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+    OmegaConf.register_new_resolver("fast_dtype", fast_dtype, replace=True)
     # A resumed run goes on in its own folder.
     OmegaConf.register_new_resolver(
         "run_folder", lambda resume, new: new if resume in (None, "auto") else str(resume), replace=True

@@ -33,12 +33,13 @@ from lav2.vision.encoder import vision_problems as encoder_problems
 from lav2.vision.towers import bare_tower, blocks, token_shape
 
 FLOAT16 = ("16", "16-mixed", "16-true", "transformer-engine-float16")  # precisions of Lightning's
+RESOLVING = "UserError raised while resolving interpolation: "  # OmegaConf's words around ours
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def has_weights(cfg: DictConfig) -> bool:
     """Whether the config names a base model to train on; without one there is only its parameter table to see."""
-    return cfg.llama.path is not None
+    return OmegaConf.is_interpolation(cfg.llama, "path") or cfg.llama.path is not None
 
 
 def llama_shape(cfg: DictConfig) -> LlamaConfig:
@@ -124,7 +125,8 @@ def problems(cfg: DictConfig, resumes: bool = False) -> list[str]:
         except UserError as error:
             found.extend(str(error).splitlines())
         except OmegaConfBaseException as error:  # a key is missing; the message names it
-            found.append(f"{error.full_key or section}: {str(error).splitlines()[0]}")
+            reason = str(error).splitlines()[0].removeprefix(RESOLVING)
+            found.append(f"{error.full_key or section}: {reason}")
         except (TypeError, ValueError, AttributeError, KeyError) as error:  # a value of a kind no check foresaw
             found.append(f"{section}: {' '.join(str(error).split())}")
     return list(dict.fromkeys(found))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lav2.adapter import AdaptedLlama, load_adapter, read_adapter_config
+from lav2.adapter.config import NOTHING
 from lav2.adapter.export import fold_tuning
 from lav2.adapter.hub import find_adapter
 from lav2.data.examples import Turn
@@ -303,6 +304,10 @@ class Assistant:
         model = load_adapter(folder, self.model.llama, encoder).to(self.device)
         template = choose_template(config["template"], self.tokenizer)
         return Assistant(model, self.tokenizer, encoder, template, config["caption_prompts"])
+
+    def bare(self) -> "Assistant":
+        """The base model alone, in the same template: what it answered before it was adapted. It sees no images."""
+        return Assistant(AdaptedLlama(self.model.llama, NOTHING, None), self.tokenizer, None, self.template)
 
     @property
     def device(self) -> torch.device:

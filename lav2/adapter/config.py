@@ -223,6 +223,9 @@ class AdapterConfig:
         return found
 
 
+NOTHING = AdapterConfig(visual_layers=0, prompt_layers=0, bias=False, scale="none", norms="none")  # the base as it is
+
+
 def sections(config: AdapterConfig) -> Iterator[tuple[Any, str]]:
     """The config and the sections inside it, each with its name for messages."""
     yield config, "adapter"

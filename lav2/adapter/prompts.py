@@ -1,10 +1,10 @@
 """Zero-initialised attention over prompts (V1 paper, sec 3.2; V2 paper, sec 3 and 4.3)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lav2.adapter.ownership import used
+from lav2.llama.attention import attention
 
 
 class Gate(nn.Module):
@@ -61,7 +61,7 @@ def prompt_attention(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | N
         (B, H, T, D), to be added to the heads' output before ``wo``.
     """
     key, value = (x.expand(query.shape[0], -1, -1, -1) for x in (key, value))
-    answer = F.scaled_dot_product_attention(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
+    answer = attention(query, key, value)
     return answer if gate is None else gate.to(answer.dtype) * answer
 
 

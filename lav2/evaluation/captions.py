@@ -15,13 +15,15 @@ from lav2.evaluation.predict import Predictor, check
 from lav2.evaluation.references import FORMATS, coco_results, read_references
 from lav2.evaluation.report import Report, Sample, Score, add_results
 from lav2.evaluation.results import Prediction, Results
+from lav2.evaluation.shuffled import against_shuffled, gain_card
 
 
 @dataclass
 class CocoCaption:
     """Caption every image of a COCO annotation file and score against its references.
 
-    Besides the scores it leaves ``captions_<split>_results.json``, the captions in COCO's result format.
+    Besides the scores it leaves ``captions_<split>_results.json``, the captions in COCO's result format. Whether the
+    captions depend on the images at all, :func:`lav2.evaluation.shuffled.against_shuffled` says.
 
     Args:
         annotations, images: the file with the references and the folder of its images.
@@ -69,17 +71,24 @@ class CocoCaption:
         if self.metrics:
             scores |= java_scores(references, said, self.metrics)
         scores |= {"split": split, "images": len(images), "skipped": problems.skipped}
+        tables = []
+        if len(images) > 1:
+            found, table = against_shuffled(references, said)
+            scores |= found
+            tables.append(table)
         predictions = [
             Prediction(image.name, prompt, said[image.id], image.captions, image=str(image.path)) for image in images
         ]
         settings = {"prompt": prompt, "generation": dict(self.generation), "problems": problems.places}
         file = f"captions_{re.sub(r'[^0-9A-Za-z.-]+', '_', split.removeprefix('captions_'))}_results.json"
-        return Results(self.name, scores, predictions, settings, files={file: coco_results(said)})
+        return Results(self.name, scores, predictions, settings, tables, files={file: coco_results(said)})
 
     def report(self, results: Results, run_folder: Path) -> Report:
         """The scores and the pictures with their captions, best and worst by CIDEr."""
         shown = ("CIDEr", "Bleu_4", *self.metrics, "ROUGE_L", "Bleu_1")
         cards = [Score(name, results.scores[name], note=results.scores["split"]) for name in shown]
+        if "CIDEr_gain" in results.scores:
+            cards.insert(1, gain_card(results.scores))
         report = Report("COCO captions", f"{results.scores['split']}, {results.scores['images']:,} images")
         report.scores(cards).gallery(caption_samples(results.predictions))
         return add_results(report, results, run_folder)

@@ -4,6 +4,7 @@ Captions are split by :mod:`lav2.evaluation.ptb`. Where the papers leave a choic
 """
 
 import math
+import random
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -42,6 +43,26 @@ def coco_image_scores(references: Captions, predictions: Mapping[ImageId, str]) 
     words = tokenized(references, predictions)
     pairs = zip(_rouge_l(*words), _cider(*words), strict=True)
     return {image: {"ROUGE_L": rouge, "CIDEr": cider} for image, (rouge, cider) in zip(references, pairs, strict=True)}
+
+
+def shuffled_cider(
+    references: Captions, predictions: Mapping[ImageId, str], seed: int = 0, shuffles: int = 10
+) -> dict[ImageId, float]:
+    """``CIDEr`` of each image under captions of ``shuffles`` other images, or all if there are less: the mean.
+
+    What a model gets that says what fits any image, and looks at none. Takes what :func:`coco_scores` takes, two images
+    or more.
+    """
+    reference_words, predicted_words = tokenized(references, predictions)
+    count = len(predicted_words)
+    order = random.Random(seed).sample(range(count), count)
+    totals = [0.0] * count
+    shifts = range(1, min(shuffles, count - 1) + 1)
+    for shift in shifts:
+        dealt = dict(zip(order, order[shift:] + order[:shift], strict=True))  # no image keeps its own
+        scores = _cider(reference_words, [predicted_words[dealt[place]] for place in range(count)])
+        totals = [total + score for total, score in zip(totals, scores, strict=True)]
+    return {image: total / len(shifts) for image, total in zip(references, totals, strict=True)}
 
 
 def rouge_l(references: Captions, predictions: Mapping[ImageId, str]) -> float:

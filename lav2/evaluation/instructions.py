@@ -32,6 +32,7 @@ class Instructions:
         split: the name of what is scored.
         limit: score this many, evenly spread; ``None`` scores all.
         max_length: tokens of prompt and reference, at most what the model reads; longer references are cut and counted.
+        beside_base: also what the base model makes of them without the adapter: scores ``…_base``, and its answers.
         generation: settings of :meth:`lav2.inference.Assistant.generate`.
     """
 
@@ -39,6 +40,7 @@ class Instructions:
     split: str
     limit: int | None = None
     max_length: int = 512
+    beside_base: bool = False
     generation: Mapping[str, Any] = field(default_factory=dict)
     on_error: str = "skip"
     max_bad: float = 0.05
@@ -63,23 +65,19 @@ class Instructions:
         kept = [(example, reading) for example, reading in zip(examples, read, strict=True) if reading["tokens"]]
         if not kept:
             raise UserError(f"{', '.join(map(str, self.files))}: no instruction is left to score")
+        examples, read = (list(column) for column in zip(*kept, strict=True))
 
-        asked = [example for example, _ in kept]
-        answers = predictor.generate(
-            [example.instruction for example in asked], inputs=[example.input for example in asked], **self.generation
-        )
-        predictions = [
-            Prediction(example.where, example.instruction, answer, [example.response], context=example.input)
-            for example, answer in zip(asked, answers, strict=True)
-        ]
-        loss = sum(reading["nats"] for _, reading in kept) / sum(reading["tokens"] for _, reading in kept)
-        scores = {
-            "loss": loss,
-            "perplexity": math.exp(loss),
-            "ROUGE_L": rouge_l({p.id: p.references for p in predictions}, {p.id: p.prediction for p in predictions}),
+        scores, predictions = self.score(predictor, examples, read)
+        if self.beside_base:
+            base = predictor.bare()
+            read_by_base = self.read_references(base, examples)
+            beside, answers = self.score(base, examples, read_by_base, condition="base")
+            scores |= {f"{name}_base": value for name, value in beside.items()}
+            predictions += answers
+        scores |= {
             "split": self.split,
-            "instructions": len(kept),
-            "truncated": sum(reading["truncated"] > 0 for _, reading in kept),
+            "instructions": len(examples),
+            "truncated": sum(reading["truncated"] > 0 for reading in read),
             "skipped": problems.skipped,
         }
         settings = {
@@ -88,6 +86,31 @@ class Instructions:
             "problems": problems.places,
         }
         return Results(self.name, scores, predictions, settings)
+
+    def score(
+        self, predictor: Predictor, examples: Sequence[Example], read: Sequence[dict[str, Any]], condition: str = ""
+    ) -> tuple[dict[str, Any], list[Prediction]]:
+        """How likely the model finds the references, as :meth:`read_references` says, and its own answers."""
+        answers = predictor.generate(
+            [example.instruction for example in examples],
+            inputs=[example.input for example in examples],
+            label=f"answering, {condition}" if condition else "answering",
+            **self.generation,
+        )
+        predictions = [
+            Prediction(
+                example.where, example.instruction, answer, [example.response], example.input, condition=condition
+            )
+            for example, answer in zip(examples, answers, strict=True)
+        ]
+        loss = sum(reading["nats"] for reading in read) / sum(reading["tokens"] for reading in read)
+        references = {p.id: p.references for p in predictions}
+        scores = {
+            "loss": loss,
+            "perplexity": math.exp(loss),
+            "ROUGE_L": rouge_l(references, {p.id: p.prediction for p in predictions}),
+        }
+        return scores, predictions
 
     def read_references(self, predictor: Predictor, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """What the model makes of each reference: ``nats`` over ``tokens``, of which ``truncated`` more were cut."""
@@ -106,20 +129,22 @@ class Instructions:
 
     def report(self, results: Results, run_folder: Path) -> Report:
         """The scores, and the instructions with answer and reference, best and worst by ROUGE-L."""
+        scores = results.scores
         names = ("loss", "perplexity", "ROUGE_L", "instructions")
-        cards = [Score(name, results.scores[name], note=self.split) for name in names]
-        close = coco_image_scores(
-            {p.id: p.references for p in results.predictions}, {p.id: p.prediction for p in results.predictions}
-        )
+        beside = {name: f"base: {scores[f'{name}_base']:.2f}" for name in names if f"{name}_base" in scores}
+        cards = [Score(name, scores[name], note=beside.get(name, self.split)) for name in names]
+        adapted = [p for p in results.predictions if not p.condition]
+        base = {p.id: p.prediction for p in results.predictions if p.condition}
+        close = coco_image_scores({p.id: p.references for p in adapted}, {p.id: p.prediction for p in adapted})
         questions = [
             Question(
                 None,
                 "\n\n".join(filter(None, (p.prompt, p.context))),
-                [Answer("answer", p.prediction)],
+                [Answer("answer", p.prediction)] + ([Answer("base model", base[p.id])] if base else []),
                 p.references[0],
                 score=close[p.id]["ROUGE_L"],
             )
-            for p in results.predictions
+            for p in adapted
         ]
         report = Report("Instructions", f"{self.split}, {results.scores['instructions']:,} instructions")
         return add_results(report.scores(cards).questions(questions), results, run_folder)

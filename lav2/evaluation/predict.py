@@ -84,6 +84,10 @@ class Predictor:
     def assistant(self) -> Assistant:
         return self.load()
 
+    def bare(self) -> "Predictor":
+        """The same for the base model without its adapter, in the same journal."""
+        return Predictor(lambda: self.assistant.bare(), {"base_of": self.model}, self.folder)
+
     def generate(
         self,
         instructions: Sequence[str],

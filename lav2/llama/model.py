@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lav2.llama.attention import attention
 from lav2.llama.config import LlamaConfig, RopeScaling
 from lav2.llama.kernels import is_bf16_row, rms_norm, row_product, swiglu
 
@@ -152,14 +153,7 @@ class Attention(nn.Module):
         query, key = rotate(query, turns), rotate(key, turns)
         if cache is not None:
             key, value = cache.append(key, value)
-        output = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None and query.shape[2] > 1,
-            enable_gqa=self.num_kv_heads != self.num_heads,
-        )
+        output = attention(query, key, value, mask, causal=mask is None and query.shape[2] > 1)
         output = hooks.attend(self, query, output)
         return hooks.linear("wo", self.wo, output.transpose(1, 2).flatten(2))
 

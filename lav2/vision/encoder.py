@@ -10,12 +10,14 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from PIL import Image
 from torch import Tensor, nn
 
 from lav2.errors import UserError
+from lav2.vision.efficientnet import STEM, timm_state
 from lav2.vision.towers import (
     bare_tower,
     blocks,
@@ -26,13 +28,17 @@ from lav2.vision.towers import (
     token_shape,
 )
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# of the colours, from 0 to 1: mean and deviation
+NORMALIZATIONS = {
+    "imagenet": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+    "half": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+}
 
 CHOICES = {
     "tokens": ("patches", "patches_and_class", "class_tokens"),
     "channel_order": ("RGB", "BGR"),
     "resize": ("crop", "squash"),
-    "normalization": ("model", "imagenet"),
+    "normalization": ("model", *NORMALIZATIONS),
 }
 
 
@@ -60,7 +66,8 @@ class VisionEncoder(nn.Module):
         projected: through CLIP's final norm and projection; without, tokens as the blocks leave them (LaVIN).
         channel_order: ``RGB``, or ``BGR`` for the authors' released weights, which were run on swapped channels.
         resize: ``crop`` the middle of the picture, or ``squash`` all of it into the square (LaVIN).
-        normalization: the colours' mean and deviation are the ``model``'s, or those of ``imagenet`` (LaVIN).
+        normalization: the colours' mean and deviation are the ``model``'s, those of ``imagenet`` (LaVIN), or ``half``:
+            0.5 both, as for networks that came from TensorFlow.
 
     Raises:
         UserError: the name, the weights or a choice does not fit.
@@ -97,8 +104,7 @@ class VisionEncoder(nn.Module):
         preprocess = dict(self.visual.preprocess_cfg)
         if resize == "squash":
             preprocess["resize_mode"] = "squash"
-        if normalization == "imagenet":
-            preprocess |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        preprocess |= NORMALIZATIONS.get(normalization, {})
         self.transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
         # What the features depend on besides the images
         chosen = "" if tokens != "class_tokens" else f" {list(layers)}"
@@ -194,6 +200,8 @@ def load_visual(name: str, weights: str | Path) -> nn.Module:
     if "input_resolution" in state:  # which OpenAI's files alone carry
         warn_of_activation(name, path, openai=True)
     towers = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    if STEM in state and isinstance(visual, TimmModel):
+        towers = timm_state(state, visual.trunk)
     try:
         visual.load_state_dict(towers or state)
     except RuntimeError as error:

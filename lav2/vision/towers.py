@@ -16,6 +16,7 @@ from lav2.errors import UserError
 
 # Models of our own, as open_clip configs
 open_clip.add_model_config(Path(__file__).parents[1] / "demo" / "open_clip")
+open_clip.add_model_config(Path(__file__).parent / "open_clip")
 
 
 def model_config(name: str) -> dict[str, Any]:
