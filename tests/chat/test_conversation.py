@@ -217,7 +217,8 @@ def test_mistakes_are_said_at_once_and_leave_no_trace(assistant, question, setti
 
 
 def test_a_folded_model_answers_alike(assistant, run, pictures):
-    cfg = OmegaConf.create({"base": None, "vision_weights": None, "dtype": "float32", "fold": True})
+    given = {"base": None, "vision_weights": None, "dtype": "float32", "quantize": None, "fold": True}
+    cfg = OmegaConf.create(given)
     folded = load_assistant(cfg, run / "adapter")
     assert not any(tuning.linears for tuning in folded.model.adapter["instruction"].layers)
     answers = [one.generate([QUESTION] * 2, pictures, max_new_tokens=12) for one in (folded, assistant)]
