@@ -39,7 +39,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def has_weights(cfg: DictConfig) -> bool:
     """Whether the config names a base model to train on; without one there is only its parameter table to see."""
-    return cfg.llama.path is not None
+    return OmegaConf.is_interpolation(cfg.llama, "path") or cfg.llama.path is not None
 
 
 def llama_shape(cfg: DictConfig) -> LlamaConfig:
