@@ -71,9 +71,12 @@ def remove_empty(folder: Path) -> None:
     """Remove what Hydra made for a task that wrote nothing: the folder and, in the working directory, those above."""
     for place in (folder, *folder.parents):
         within = place == folder or Path.cwd() in place.parents
-        if not within or not place.is_dir() or any(place.iterdir()):
+        try:
+            if not within or place.is_symlink() or any(place.iterdir()):
+                return
+            place.rmdir()
+        except OSError:  # it is gone, a mount point, or another process has just written into it
             return
-        place.rmdir()
 
 
 @contextlib.contextmanager

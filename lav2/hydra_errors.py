@@ -29,13 +29,15 @@ def no_choice(config: str, options: Iterable[str] | None) -> str:
     group, _, name = config.rpartition("/") if config.startswith("hydra/") else config.partition("/")
     own = [path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml")]
     choices = sorted({*(options or ()), *own})
+    if not name or not choices:
+        return f"there is no config {config!r}"
     return f"{group}: there is no {name!r}{nearest(name, choices)}; choose one of {', '.join(choices)}"
 
 
 def no_setting(error: ConfigAttributeError | ConfigKeyError) -> str:
     """A section has no such setting."""
     section, dot, name = error.full_key.rpartition(".")
-    known = [str(key) for key in error.parent_node]
+    known = [str(key) for key in error.parent_node or ()]
     groups = [] if section else [path.name for path in CONF.iterdir() if path.is_dir()]  # one may have no choice yet
     near = nearest(name, known + groups, section + dot)
     listed = f"; {section or 'the config'} has {', '.join(known)}" if known else ""

@@ -64,7 +64,7 @@ def load(
     model = fold_tuning(model) if fold else model
     tokenizer = load_tokenizer(find_tokenizer(config, base), model.llama.config.vocab_size)
     template = choose_template(config["template"], tokenizer)
-    return Assistant(model, tokenizer, encoder, template, config["caption_prompts"])
+    return Assistant(model, tokenizer, encoder, template, config["caption_prompts"], fold)
 
 
 def find_base(folder: Path, config: dict[str, Any], base: str | Path | None = None) -> Path:
@@ -126,9 +126,10 @@ class Assistant:
         encoder: VisionEncoder | None,
         template: Template,
         caption_prompts: Sequence[str] = (),
+        folded: bool = False,
     ):
         self.model, self.tokenizer, self.encoder, self.template = model.eval(), tokenizer, encoder, template
-        self.caption_prompts = list(caption_prompts)
+        self.caption_prompts, self.folded = list(caption_prompts), folded
 
     def generate(
         self,
@@ -296,6 +297,7 @@ class Assistant:
         Raises:
             UserError: as for :func:`load`.
         """
+        self.need_the_base_itself()
         folder = find_adapter(folder)
         config = read_adapter_config(folder)
         encoder = self.encoder if config["vision"] else None
@@ -307,7 +309,12 @@ class Assistant:
 
     def bare(self) -> "Assistant":
         """The base model alone, in the same template: what it answered before it was adapted. It sees no images."""
+        self.need_the_base_itself()
         return Assistant(AdaptedLlama(self.model.llama, NOTHING, None), self.tokenizer, None, self.template)
+
+    def need_the_base_itself(self) -> None:
+        if self.folded:
+            raise UserError("this adapter is folded into its base (fold=true), which serves no other: load it unfolded")
 
     @property
     def device(self) -> torch.device:

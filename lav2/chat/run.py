@@ -37,7 +37,11 @@ def chat(cfg: DictConfig) -> None:
         raise UserError(f"turns is {cfg.turns!r}; it must be a whole number, 0 or more, or null for all that fit")
     if cfg.image is not None:
         read_picture(cfg.image)
-    find_quantization(config, cfg.quantize)
+    quantize = find_quantization(config, cfg.quantize)
+    if type(cfg.fold) is not bool:
+        raise UserError(f"fold is {cfg.fold!r}; it must be true or false")
+    if cfg.fold and quantize is not None:
+        raise UserError(f"fold=true: nothing can be folded into a base rounded to {quantize}; leave fold out")
     experts: Experts = construct("experts", cfg.context)
     if cfg.ui == "web":
         from lav2.chat.web import serve  # here, since gradio is an extra

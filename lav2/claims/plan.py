@@ -117,7 +117,7 @@ class Plan:
         return found
 
     def show(self, claims: Sequence[Claim], setting: Setting) -> None:
-        """Print every run in the order in which they are started, and what is left to do."""
+        """Print every run, the first seeds first, and what is left to do."""
         users, lacking = self.users(claims), {job.folder: job.lacks(setting) for job in self.jobs}
         table = Table("arm", "seed", "claims that need it", "steps", "state", title=f"runs in {setting.folder}")
         for job in self.jobs:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 fused = False
 
@@ -78,10 +78,12 @@ def loss_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return loss, slope
 
 
-def is_bf16_row(x: Tensor) -> bool:
-    """Whether :func:`row_product` is the faster way for ``x`` (…, in)."""
+def is_bf16_row(x: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`row_product` of ``x`` (…, in) and a plain ``weight`` (out, in) is the faster way."""
     single = x.numel() == x.shape[-1]
-    return single and x.dtype is torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
+    plain = type(weight) in (Tensor, nn.Parameter)  # a rounded or sharded weight is another type
+    bf16 = x.dtype is weight.dtype is torch.bfloat16 and x.device.type == "cpu"
+    return single and plain and bf16 and not torch.is_grad_enabled()
 
 
 def row_product(x: Tensor, weight: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Linear(nn.Linear):
     """A linear layer, for a single row of bf16 on a CPU by :func:`~lav2.llama.kernels.row_product`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_bf16_row(x) or type(self.weight) is not nn.Parameter:  # a rounded or sharded weight is another type
+        if not is_bf16_row(x, self.weight):
             return super().forward(x)
         y = row_product(x, self.weight)
         return y if self.bias is None else y + self.bias
@@ -218,7 +218,7 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The output head: (…, C) → (…, V)."""
-        return row_product(hidden, self.head) if is_bf16_row(hidden) else F.linear(hidden, self.head)
+        return row_product(hidden, self.head) if is_bf16_row(hidden, self.head) else F.linear(hidden, self.head)
 
     @property
     def head(self) -> Tensor:
