@@ -276,9 +276,12 @@ class Assistant:
 
     def prompt_tokens(self, prompt: Sequence[Segment], has_image: bool) -> list[int]:
         """Token ids of a rendered prompt, with places for an image where the model reads images as tokens."""
+        return encode_prompt(self.tokenizer, prompt, self.prefix(has_image))
+
+    def prefix(self, has_image: bool) -> Sequence[int]:
+        """What a sample begins with in the place of BOS, where the model reads images as tokens; else nothing."""
         config = self.model.config
-        prefix = image_prefix(self.tokenizer, config.visual_length, has_image) if config.fusion == "tokens" else ()
-        return encode_prompt(self.tokenizer, prompt, prefix)
+        return image_prefix(self.tokenizer, config.visual_length, has_image) if config.fusion == "tokens" else ()
 
     def encode_images(self, images: Iterable[Picture]) -> Iterator[Tensor]:
         """The frozen encoder's features (S, F) of each image, one after another; its pixels where it is adapted too."""

@@ -160,7 +160,7 @@ def reference_losses(assistant: Assistant, examples: Sequence[Example], max_leng
     for row, example in enumerate(examples):
         segments = assistant.template.render(example.turns, example.system)
         try:
-            samples[row] = encode(assistant.tokenizer, segments, max_length)
+            samples[row] = encode(assistant.tokenizer, segments, max_length, assistant.prefix(has_image=False))
         except NoRoom:
             continue
     if not samples:
