@@ -32,7 +32,7 @@ demo: install ## train V2 jointly on the embedded world, evaluate it, and write 
 family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (forty minutes)
 	$(RUN) -m lav2.demo.family
 
-claims: $(VENV)/drawing ## the papers' claims on the embedded world, 62 short runs → docs/claims.md (about an hour on two cores)
+claims: $(VENV)/drawing ## the papers' claims on the embedded world, 62 short runs → docs/claims.md (an hour and a half on two cores)
 	$(RUN) -m lav2.claims
 
 claims-full: $(VENV)/drawing ## the same with every arm in three seeds, and more of them (a night)
