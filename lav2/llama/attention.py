@@ -14,7 +14,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
         mask: what each query may see, booleans that broadcast to (B, H, T, S); ``None`` with ``causal`` for the past.
     """
     training = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    if training and query.dtype == torch.bfloat16 and query.device.type == "cpu":
+    real = type(query) is Tensor  # a plan's fake tensors are on no device, and stand for a GPU's
+    if training and real and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return BFloat16OnCpu.apply(query, key, value, mask, causal)
     return plain(query, key, value, mask, causal)
 
