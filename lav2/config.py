@@ -251,12 +251,13 @@ def trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.gradient_clip_val is {norm}, one norm for both tasks; set optim.<task>.clip instead"
     if cfg.trainer.get("max_steps", -1) == -1 and cfg.trainer.get("max_epochs") == -1:
         yield "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one"
+    yield from engine_problems(cfg)
     if str(cfg.trainer.get("precision")) in FLOAT16:
         yield (
             f"trainer.precision={cfg.trainer.precision} trains in float16, whose gradients overflow until a scale is "
             "found, which on_nan takes for NaNs; choose 32-true (llama.dtype sets the frozen weights') or bf16-mixed"
         )
-    yield from engine_problems(cfg)
+        return  # Lightning would say of it, in other words, what it makes of it here
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = build_trainer(cfg, **dict.fromkeys(quiet, False))
     yield from device_problems(cfg.strategy, trainer)
