@@ -1,6 +1,7 @@
 """What the plan says beside what torch's allocator hands out while a real model trains."""
 
 import ctypes
+import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,6 +67,7 @@ def train_two_steps(adapter: dict, dtype: torch.dtype, tasks: list[str], recompu
 
 def most_allocated(work) -> int:
     """The most bytes that ``work`` holds at once, by the allocator's own record."""
+    gc.collect()  # what earlier tests left must not be freed, and counted, in between
     with profile(profile_memory=True) as record:
         work()
     changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
