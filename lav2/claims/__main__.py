@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     with clear_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
         setting = Setting(parsed.overrides)
         claims = read_claims(setting, parsed.full, parsed.only.split(",") if parsed.only else ())
-        plan = make_plan(claims, setting, parsed.full)
+        plan = make_plan(claims, setting)
         if parsed.plan:
             plan.show(claims, setting)
             return

@@ -53,7 +53,9 @@ class Comparison:
     Args:
         says: the claim in one sentence.
         better, worse: (arm, outcome) each.
-        equal: see :func:`lav2.claims.verdict.judge`.
+        equal, lower: see :func:`lav2.claims.verdict.judge`.
+        requires: (arm, outcome) that must reach the outcome's floor, or nothing can be decided: what is said to do
+            harm must have been learnt.
         claimed: False for what the paper does not say, which is measured without a verdict.
         full: its arms are of ``make claims-full``.
     """
@@ -62,6 +64,8 @@ class Comparison:
     better: tuple[str, str]
     worse: tuple[str, str]
     equal: bool = False
+    lower: bool = False
+    requires: tuple[str, str] | None = None
     claimed: bool = True
     full: bool = False
 
@@ -70,7 +74,7 @@ class Comparison:
 class Claim:
     """One claim of a paper: its words and numbers, the arms that test it, and the comparisons, the claim itself first.
 
-    ``curves`` asks for plots of metrics over the first steps, ``against`` for one of an outcome over ``parameters``
+    ``note`` says what a reader must know besides, ``curves`` asks for plots of metrics over the first steps, ``against`` for one of an outcome over ``parameters``
     (how many learn) or ``steps``: {parameters: language}.
     """
 
@@ -80,6 +84,7 @@ class Claim:
     paper: str
     arms: Mapping[str, Arm]
     comparisons: Sequence[Comparison]
+    note: str = ""
     curves: Mapping[str, Any] = field(default_factory=dict)
     against: Mapping[str, str] = field(default_factory=dict)
 
@@ -164,7 +169,7 @@ def read_claim(name: str, setting: Setting, full: bool) -> Claim:
     comparisons = [made(Comparison, name, None, one) for one in values.pop("comparisons")]
     comparisons = [one for one in comparisons if full or not one.full]
     for one in comparisons:
-        for arm, _ in (one.better, one.worse):
+        for arm, _ in filter(None, (one.better, one.worse, one.requires)):
             if arm not in listed:
                 raise UserError(f"claim {name}: a comparison names the arm {arm!r}, which is none of its arms")
     return Claim(name, arms=listed, comparisons=comparisons, **values)

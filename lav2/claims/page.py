@@ -55,8 +55,8 @@ def verdicts(claims: Sequence[Claim], results: Results) -> str:
     counts = ", ".join(f"{count} {name}" for name, count in sorted(words.items(), reverse=True))
     parts = [
         "## Verdicts",
-        f"Of {words.total()} comparisons that decide a claim: {counts}. The first of each claim is the claim itself, "
-        f"the others are where else it may hold; {unclaimed} more are measured that no paper claims.",
+        f"Of {words.total()} comparisons with a verdict: {counts}. The first of each claim is the claim itself, the "
+        f"others are where else it may hold; {unclaimed} more are measured that no paper claims.",
         table(["claim", "what must come out", "effect ± spread", "verdict"], rows),
         f"The rule, fixed in `lav2/claims/verdict.py` before the runs: {RULE} Each claim's file in "
         "`conf/experiment/claims/` names its arms.",
@@ -80,6 +80,7 @@ def section(claim: Claim, results: Results, picture: str | None) -> str:
     parts = [
         f"## {claim.title}",
         f"**The paper** ({claim.source}): {claim.paper}",
+        *([f"**Note**: {claim.note}"] if claim.note else []),
         "**Measured**, mean ± standard deviation over the runs:\n\n"
         + table(["", "arm", "runs", "parameters that learn", *map(spaced, outcomes)], rows),
         "**What came out**, seed by seed:\n\n"

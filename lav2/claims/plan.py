@@ -137,7 +137,7 @@ def total(jobs: Sequence[Job]) -> int:
     return sum(job.steps for job in jobs)
 
 
-def make_plan(claims: Sequence[Claim], setting: Setting, full: bool = False) -> Plan:
+def make_plan(claims: Sequence[Claim], setting: Setting) -> Plan:
     """The runs that ``claims`` need; arms whose settings are the same are one.
 
     Raises:
@@ -153,7 +153,7 @@ def make_plan(claims: Sequence[Claim], setting: Setting, full: bool = False) -> 
     jobs = []
     for name in dict.fromkeys(same.values()):
         joined = [arms[one] for one in arms if same[one] == name]
-        seeds = every if full or any(arm.seeds is None for arm in joined) else max(arm.seeds for arm in joined)
+        seeds = every if any(arm.seeds is None for arm in joined) else max(arm.seeds for arm in joined)
         wanted = {ability for arm in joined for ability in setting.abilities(arm, configs[name])}
         abilities = [ability for ability in setting.values["evaluations"] if ability in wanted]
         if found := problems(configs[name]):

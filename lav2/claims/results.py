@@ -43,10 +43,11 @@ class Results:
         return {seed: run.outcomes[name] for seed, run in self.of(arm).items() if name in run.outcomes}
 
     def trained_parameters(self, arm: str) -> int | None:
-        """How many parameters an arm's tasks move."""
+        """How many parameters an arm's tasks move: without captions no image is seen, and what sees stays as it is."""
         for run in self.of(arm).values():
-            groups = read(run.folder / "parameters.json")["groups"]
-            tasks = TASKS if run.settings["adapter.ownership"] == "shared" else run.settings["tasks"]
+            groups, tasks = read(run.folder / "parameters.json")["groups"], run.settings["tasks"]
+            if run.settings["adapter.ownership"] == "shared" and "caption" in tasks:
+                tasks = TASKS
             return sum(groups[task]["count"] for task in TASKS if task in tasks)
         return None
 
@@ -66,18 +67,22 @@ class Results:
         unknown = {outcome, beside} - self.setting.values["outcomes"].keys()
         if unknown:
             return Verdict(NOT_DECIDABLE, f"nothing here measures {min(unknown)}")
-        better, worse = self.values(one, outcome), self.values(other, beside)
+        better, worse, floors = self.values(one, outcome), self.values(other, beside), self.setting.values["floors"]
         seeds = sorted(better.keys() & worse.keys())
-        return judge(
-            [better[seed] for seed in seeds],
-            [worse[seed] for seed in seeds],
-            comparison.equal,
-            self.setting.values["floors"].get(outcome),
-        )
+        pairs = [better[seed] for seed in seeds], [worse[seed] for seed in seeds]
+        verdict = judge(*pairs, comparison.equal, comparison.lower, floors.get(outcome))
+        if comparison.requires and verdict.word != NOT_DECIDABLE:
+            arm, needed = comparison.requires
+            learnt = Spread(list(self.values(arm, needed).values())).mean
+            if learnt < floors[needed]:
+                reason = f"{arm} has learnt too little: {needed} {learnt:.3g}, below {floors[needed]:g}"
+                return Verdict(NOT_DECIDABLE, reason, verdict.effects)
+        return verdict
 
     def outcomes(self, claim: Claim) -> list[str]:
         """What a claim's comparisons look at, in the order of the setting."""
-        named = {name for one in claim.comparisons for _, name in (one.better, one.worse)}
+        pairs = [pair for one in claim.comparisons for pair in (one.better, one.worse, one.requires) if pair]
+        named = {name for _, name in pairs}
         return [name for name in self.setting.values["outcomes"] if name in named]
 
 

@@ -8,11 +8,11 @@ REPRODUCED, NOT_REPRODUCED, NOT_DECIDABLE = "reproduced", "not reproduced", "not
 SEEDS = 3  # a verdict needs so many pairs
 FACTOR = 2.0  # the effect must exceed so many standard deviations of the paired differences
 RULE = (
-    f"An effect is the difference of two arms of the same seed, and so paired; its spread is the standard deviation "
-    f"over {SEEDS} or more seeds. **{REPRODUCED.capitalize()}**: the effect has the paper's sign in every seed, and "
+    f"An effect is the difference of two arms of the same seed (so of the same batches in the same order), and its "
+    f"spread the standard deviation over {SEEDS} or more seeds, which are all asked the same held-out questions. **{REPRODUCED.capitalize()}**: the effect has the paper's sign in every seed, and "
     f"its mean exceeds {FACTOR:g} spreads. **{NOT_REPRODUCED.capitalize()}**: it has another sign in a seed, or is "
     f"smaller. **{NOT_DECIDABLE.capitalize()}**: there are fewer seeds, nothing here measures it, both arms are the "
-    "same model, or the better arm has hardly learnt what is compared."
+    "same model, or an arm has hardly learnt what the comparison rests on."
 )
 
 
@@ -35,28 +35,34 @@ class Verdict:
 
 
 def judge(
-    better: Sequence[float], worse: Sequence[float], equal: bool = False, at_least: float | None = None
+    better: Sequence[float],
+    worse: Sequence[float],
+    equal: bool = False,
+    lower: bool = False,
+    at_least: float | None = None,
 ) -> Verdict:
     """The verdict on "``better`` is larger than ``worse``", by the rule above.
 
     Args:
         better, worse: the outcome of the two arms, paired by place: one seed each.
         equal: the claim is instead that both are the same, to the last digit.
-        at_least: below this mean of ``better`` the setting cannot test the claim.
+        lower: the claim is instead that ``better`` is smaller (a loss).
+        at_least: if both means are below it, the setting cannot test the claim.
     """
     effects = [one - other for one, other in zip(better, worse, strict=True)]
     if len(effects) < SEEDS:
         return Verdict(NOT_DECIDABLE, f"{len(effects)} of {SEEDS} seeds", effects)
-    if at_least is not None and statistics.fmean(better) < at_least:
-        reason = f"the better arm has {statistics.fmean(better):.3g} on average, below {at_least:g}"
+    if at_least is not None and (largest := max(map(statistics.fmean, (better, worse)))) < at_least:
+        reason = f"neither arm has more than {largest:.3g} on average, below {at_least:g}"
         return Verdict(NOT_DECIDABLE, reason, effects)
     if equal:
         differ = sum(effect != 0 for effect in effects)
         if differ:
             return Verdict(NOT_REPRODUCED, f"they differ in {differ} of {len(effects)} seeds", effects)
         return Verdict(REPRODUCED, f"the same in all {len(effects)} seeds", effects)
-    against = sum(effect <= 0 for effect in effects)
-    mean, spread = statistics.fmean(effects), statistics.stdev(effects)
+    gains = [-effect for effect in effects] if lower else effects
+    against = sum(gain <= 0 for gain in gains)
+    mean, spread = statistics.fmean(gains), statistics.stdev(gains)
     if against == len(effects):
         return Verdict(NOT_REPRODUCED, "no effect, or the other sign, in every seed", effects)
     if against:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -40,7 +41,12 @@ def image_fault(error: OSError) -> str:
 
 def image_path(folder: str | Path, name: str) -> Path:
     """Where the image is that a data file calls ``name``, a path from ``folder``: the same for all its spellings."""
-    return Path(os.path.normpath(Path(os.path.abspath(folder)) / name))
+    return _image_path(os.path.abspath(folder), name)
+
+
+@lru_cache(maxsize=2**20)  # the captions of an image share one path: making one and its hash takes its time
+def _image_path(folder: str, name: str) -> Path:
+    return Path(os.path.normpath(os.path.join(folder, name)))
 
 
 def is_web_address(name: str) -> bool:

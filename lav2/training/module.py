@@ -76,12 +76,15 @@ class JointModule(LightningModule):
         torch.manual_seed(zlib.crc32(place.encode()))
 
     def training_step(self, batch: dict[str, dict[str, Tensor]], batch_index: int) -> Tensor:
-        counts = self.over_processes({task: labelled_tokens(rows) for task, rows in batch.items()})
+        counts = {task: labelled_tokens(rows) for task, rows in batch.items()}
+        sees = next(iter(counts.values())).new_tensor(self.sees(batch))
+        *counted, seeing = self.over_processes(counts | {"sees": sees}).values()
+        counts = dict(zip(batch, counted, strict=True))
         if self.one_pass:
             losses = response_losses(self.model, batch, counts)
         else:
             losses = {task: response_loss(self.model, rows, task, counts[task]) for task, rows in batch.items()}
-        self.optimizer.note_trained(trained_groups(self.model, batch, self.ownership))
+        self.optimizer.note_trained(self.reached(batch, bool(seeing)))
         for task, loss in losses.items():
             self.step_losses.append((task, loss.detach(), batch[task]["indices"]))
         for task, loss in self.over_processes(losses).items():
@@ -102,11 +105,18 @@ class JointModule(LightningModule):
 
         A step of one task reaches its groups alone, and one without an image not what sees.
         """
-        reached = set(trained_groups(self.model, batch, self.ownership))
-        if not any("features" in rows and trains("caption", task, self.ownership) for task, rows in batch.items()):
-            reached.discard("caption")
+        reached = self.reached(batch, self.sees(batch))
         idle = [parameter for group in self.optim.keys() - reached for parameter in owned(self.model, group).values()]
         return 0.0 * torch.stack([parameter.sum() for parameter in idle]).sum() if idle else 0.0
+
+    def sees(self, batch: Mapping[str, dict[str, Tensor]]) -> bool:
+        """Whether images of this process teach what sees in this step."""
+        return any("features" in rows and trains("caption", task, self.ownership) for task, rows in batch.items())
+
+    def reached(self, batch: Mapping[str, dict[str, Tensor]], sees: bool) -> set[str]:
+        """The groups that a step's losses reach; of one that sees no image not what sees."""
+        groups = set(trained_groups(self.model, batch, self.ownership))
+        return groups if sees else groups - {"caption"}
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int, dataloader_idx: int = 0) -> None:
         task = list(self.trainer.val_dataloaders)[dataloader_idx]

@@ -19,6 +19,9 @@ CASES = {
     "no effect at all": (shifted(0, 0, 0), {}, NOT_REPRODUCED),
     "nothing to lose": (shifted(0.2, 0.21, 0.19), {"at_least": 0.9}, NOT_DECIDABLE),
     "enough to lose": (shifted(0.2, 0.21, 0.19), {"at_least": 0.6}, REPRODUCED),
+    "a smaller loss, as claimed": (shifted(-0.2, -0.21, -0.19), {"lower": True}, REPRODUCED),
+    "a larger loss": (shifted(0.2, 0.21, 0.19), {"lower": True}, NOT_REPRODUCED),
+    "a worse arm that has learnt": (shifted(-0.3, -0.3, -0.3), {"at_least": 0.3}, NOT_REPRODUCED),
     "the same, as claimed": (shifted(0, 0, 0), {"equal": True}, REPRODUCED),
     "not the same": (shifted(0, 0, 1e-9), {"equal": True}, NOT_REPRODUCED),
 }

@@ -56,3 +56,14 @@ def test_one_task_a_step_leaves_the_other_group_alone(run, monkeypatch):
         assert len(moved) == 1
         turns += moved
     assert set(turns) == {"caption", "instruction"} and turns[::2] == [turns[0]] * 3
+
+
+def test_a_step_without_images_leaves_alone_what_sees(run, monkeypatch):
+    """Mode alternate with shared parameters: a caption step moves all, one of text alone nothing by its momentum."""
+    taken = snapshots(monkeypatch)
+    run("run", "data.mode=alternate", "adapter.ownership=shared", "optim.caption.weight_decay=0.1")
+    steps = []
+    for before, after in zip(taken, taken[1:], strict=False):
+        steps.append({owner(name) for name in before if not torch.equal(before[name], after[name])})
+    text, both = {"instruction"}, {"caption", "instruction"}
+    assert steps in ([text, both] * (len(steps) // 2), [both, text] * (len(steps) // 2)) and len(steps) >= 4
