@@ -1,5 +1,6 @@
 """The claims' files, the plan of runs, the sweep over them, and the page that it writes."""
 
+import contextlib
 import csv
 import json
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lav2.adapter import parameter_summary
+from lav2.claims import __main__ as command
 from lav2.claims import one, plots
 from lav2.claims.claim import FOLDER, Setting, read_claims
 from lav2.claims.page import write_page
@@ -374,3 +376,26 @@ def test_a_page_of_nothing_promises_nothing(swept, tmp_path):
 def test_an_unknown_claim_is_named(swept):
     with pytest.raises(UserError, match="there is no claim 'nothing'; there are bias_tuning, early_fusion"):
         read_claims(swept[2], only=["nothing"])
+
+
+def test_only_a_whole_sweep_takes_the_place_of_the_page(fabricated, swept, monkeypatch, tmp_path, capsys):
+    """Of one claim, or with runs missing, the page lies beside the runs."""
+    claim, _, _ = fabricated
+    claims, plan, setting = swept
+    page = tmp_path / "docs" / "claims.md"
+    monkeypatch.setattr(setting, "page", page)
+    monkeypatch.setattr(command, "initialize_config_dir", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(command, "Setting", lambda _: setting)
+    done = Plan([job for job in plan.jobs if job.arm.name in EFFECT], plan.same)
+    for arguments, wanted, planned, whole in [
+        (["--page"], claims, plan, False),
+        (["--page", "--only", "zero_init"], [claim], done, False),
+        (["--page"], [claim], done, True),
+    ]:
+        monkeypatch.setattr(command, "read_claims", lambda *_, found=wanted: found)
+        monkeypatch.setattr(command, "make_plan", lambda *_, found=planned: found)
+        command.main(arguments)
+        printed = capsys.readouterr().out
+        assert page.is_file() == whole and (f"{page} stays as it was" in printed) == (not whole)
+        assert f"the verdicts are in {page if whole else setting.folder / page.name}\n" in printed
