@@ -126,6 +126,20 @@ def test_7b_by_one_word(hydra):
     assert asked.data.instructions[1].format == "llava" and problems(asked) == []
 
 
+def test_what_7b_is_not_given_is_named_before_anything_is_trained(hydra):
+    """What only an evaluation needs, too; and what no arm of the claims needs, is not asked for."""
+    given, scored = ["claims=7b", "llama.path=/nowhere"], ["setting.mme=a", "setting.held_out_instructions=b"]
+    asked = "setting.image_questions, setting.image_folder: not set"
+    for claim, more, said in [
+        ("zero_shot", [], f"setting.held_out_instructions, setting.mme, {asked}"),
+        ("zero_shot", scored, f"^{asked}"),
+        ("interference", scored, "no LLaMA at /nowhere"),
+    ]:
+        chosen = Setting([*given, *more])
+        with pytest.raises(UserError, match=said):
+            make_plan(read_claims(chosen, only=[claim]), chosen)
+
+
 def test_a_mistake_in_a_claim_is_named(hydra, swept, monkeypatch, tmp_path):
     _, _, setting = swept
     claim = OmegaConf.load(FOLDER / "zero_init.yaml")
