@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not whole:
             print(f"{setting.page} stays as it was: it is written of all claims together, when no run is missing")
         if not can_draw():
-            print('its plots need matplotlib: pip install "lav2[report]"')
+            print('its plots need matplotlib: pip install -e ".[report]"')
         raise_failed(failed, setting)
 
 

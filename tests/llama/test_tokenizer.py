@@ -297,7 +297,7 @@ def test_a_tokenizer_of_another_vocabulary_is_named(folder):
 def test_a_missing_package_is_named(byte_pairs, folder, monkeypatch, file):
     write_gguf(folder / "a.gguf", small_llama(97), settings=byte_pair_settings(byte_pairs))
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=rf'{file} needs the package tokenizers: pip install "lav2\[gguf\]"'):
+    with pytest.raises(UserError, match=rf'{file} needs the package tokenizers: pip install -e "\.\[gguf\]"'):
         Tokenizer(folder / file)
 
 
