@@ -359,6 +359,15 @@ def test_what_is_compared_shares_a_panel(swept):
     ]
 
 
+def test_a_picture_says_which_arms_are_the_same_runs(fabricated, swept):
+    figure = pytest.importorskip("matplotlib.figure", reason="needs matplotlib").Figure()
+    _, results, _ = fabricated
+    (claim,) = [claim for claim in swept[0] if claim.name == "prompt_layers"]
+    plots.dots(axes := figure.subplots(), claim, results, ["v1", "v1_every"], ["captions"])
+    said = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
+    assert said == ["all layers, 10 prompts (the same runs)", "V1's layers, 10 prompts"]
+
+
 def test_without_matplotlib_there_is_a_page_without_pictures(fabricated, monkeypatch, tmp_path):
     claim, results, _ = fabricated
     monkeypatch.setattr(plots, "can_draw", lambda: False)
