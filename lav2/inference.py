@@ -24,6 +24,7 @@ from lav2.llama.generation import generate, stream
 from lav2.llama.quantization import QUANTIZATIONS, check_torchao
 from lav2.llama.settings import GenerationSettings
 from lav2.llama.text import AnswerText
+from lav2.llama.tokenizer import tokenizer_file
 from lav2.vision import VisionEncoder
 
 AS_TRAINED = "trained"
@@ -95,7 +96,7 @@ def find_quantization(config: dict[str, Any], quantize: str | None = AS_TRAINED)
 def find_tokenizer(config: dict[str, Any], base: Path) -> Path:
     """The tokenizer an adapter was trained with: where its config says it was, or the one that its base brings."""
     path = Path(config["tokenizer"])  # a name alone, from the Hub, is no file in whatever folder one happens to be
-    return path if path.is_absolute() and path.exists() else base
+    return path if path.is_absolute() and path.exists() else tokenizer_file(base)
 
 
 def load_encoder(folder: Path, config: dict[str, Any], weights: str | Path | None = None) -> VisionEncoder:

@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_report(parsed.folders, to, parsed.show, parsed.by)
         print(f"runs.csv, summary.csv and report.html are in {to}")
         if not find_spec("matplotlib"):
-            print('report.png needs matplotlib: pip install "lav2[report]"')
+            print('report.png needs matplotlib: pip install -e ".[report]"')
 
 
 if __name__ == "__main__":

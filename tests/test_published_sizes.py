@@ -86,6 +86,8 @@ def test_train_without_weights_prints_the_table_in_seconds(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "65,285,660,672" in done.stdout and "llama.path" in done.stdout
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"config.yaml", "parameters.json"}  # no record of a run that has finished
     assert json.loads((tmp_path / "run" / "parameters.json").read_text())["groups"]["frozen"]["count"] == 65_285_660_672
     assert time.monotonic() - start < 60
 

@@ -114,7 +114,7 @@ def test_without_matplotlib_there_is_no_picture(sweep, monkeypatch, capsys):
     monkeypatch.setattr(report, "find_spec", lambda name: None)
     report.main([str(sweep)])
     assert {path.name for path in (sweep / "report").iterdir()} == {"runs.csv", "summary.csv", "report.html"}
-    assert 'pip install "lav2[report]"' in capsys.readouterr().out
+    assert 'pip install -e ".[report]"' in capsys.readouterr().out
 
 
 def test_a_damaged_run_is_named_and_the_others_are_told_of(sweep, capsys):

@@ -12,6 +12,7 @@ from lav2.adapter.releases import Release, ReleasedFile, describe
 from lav2.errors import UserError
 from lav2.llama import load_llama
 from lav2.llama.loading import check_tensors
+from lav2.llama.tokenizer import tokenizer_file
 from lav2.vision import VisionEncoder, feature_width
 
 VISION = "ViT-L-14-quickgelu"  # OpenAI's CLIP ViT-L/14
@@ -75,7 +76,7 @@ def convert(
         state,
         converted_from=Path(file).name,
         base_path=str(base),
-        tokenizer=str(base / "tokenizer.model"),
+        tokenizer=str(tokenizer_file(base)),
         vision=vision,
         vision_fingerprint=encoder and encoder.fingerprint,
         template=release.template,

@@ -23,7 +23,7 @@ from lav2.inference import Assistant
 try:
     import gradio as gr
 except ImportError:
-    raise UserError('the web page needs gradio: pip install "lav2[web]"') from None
+    raise UserError('the web page needs gradio: pip install -e ".[web]"') from None
 
 STYLE = Path(__file__).with_name("page.css")
 SETTINGS = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")

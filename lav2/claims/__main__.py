@@ -41,12 +41,15 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the runs are ended too
         failed = [] if parsed.page else sweep(plan, setting, parsed.side_by_side)
         results = Results(plan, setting)
-        page = write_page(claims, results, setting.page)
+        whole = not parsed.only and not results.missing
+        page = write_page(claims, results, setting.page if whole else setting.folder / setting.page.name)
         if results.left_out:
             print(f"left out: {'; '.join(f'{job} ({reason})' for job, reason in results.left_out.items())}")
         print(f"the verdicts are in {page}")
+        if not whole:
+            print(f"{setting.page} stays as it was: it is written of all claims together, when no run is missing")
         if not can_draw():
-            print('its plots need matplotlib: pip install "lav2[report]"')
+            print('its plots need matplotlib: pip install -e ".[report]"')
         raise_failed(failed, setting)
 
 

@@ -129,6 +129,13 @@ class Setting:
             OmegaConf.update(config, override.key_or_group, override.value())
         return config
 
+    def unset(self, arm: Arm, config: DictConfig) -> list[str]:
+        """What is null in the setting and an arm needs, to be trained or to be measured: ``setting.<name>`` each."""
+        stated = OmegaConf.to_container(self.config.setting)
+        used = [stated["methods"][arm.method], *(stated["evaluations"][one] for one in self.abilities(arm, config))]
+        null = [f"setting.{name}" for name, value in self.values.items() if value is None]
+        return [name for name in null if f"${{{name}}}" in str(used)]
+
     def abilities(self, arm: Arm, config: DictConfig) -> list[str]:
         """What is measured of an arm: of one that learnt no captions nothing that needs images."""
         needed = ["captions", "questions", "language"] if "caption" in config.tasks else ["language"]

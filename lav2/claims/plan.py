@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lav2.claims.claim import Arm, Claim, Setting, merged
-from lav2.config import problems
+from lav2.config import has_weights, problems
 from lav2.errors import UserError
 from lav2.evaluation.runs import read
 from lav2.run_folder import CONFIG, RECORD
@@ -145,6 +145,10 @@ def make_plan(claims: Sequence[Claim], setting: Setting) -> Plan:
     """
     arms = merged(claims)
     configs = {name: setting.compose(arm) for name, arm in arms.items()}
+    trained = (arm for arm in arms.values() if has_weights(configs[arm.name]))
+    if unset := dict.fromkeys(one for arm in trained for one in setting.unset(arm, configs[arm.name])):
+        missing = " ".join(f"{one}=…" for one in unset)
+        raise UserError(f"{', '.join(unset)}: not set, and some arms need it; add {missing} to the command line")
     same: dict[str, str] = {}
     known: dict[str, str] = {}
     for name, config in configs.items():

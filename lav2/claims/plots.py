@@ -66,10 +66,12 @@ def side_by_side(claim: Claim, outcomes: Sequence[str]) -> list[list[str]]:
 def dots(axes, claim: Claim, results: Results, arms: Sequence[str], outcomes: Sequence[str]) -> None:
     """Outcomes of each arm, one below the other: the seeds as circles, their mean with one standard deviation."""
     labels, spreads = [], []
-    for arm in arms:
+    runs = [results.plan.same[arm] for arm in arms]
+    for place, arm in enumerate(arms):
+        label = claim.arms[arm].label + (" (the same runs)" if runs[place] in runs[:place] else "")
         for outcome in outcomes:
             if spread := results.spread(arm, outcome):
-                named = [claim.arms[arm].label, *([outcome.replace("_", " ")] if len(outcomes) > 1 else [])]
+                named = [label, *([outcome.replace("_", " ")] if len(outcomes) > 1 else [])]
                 labels.append(wrapped(": ".join(named)))
                 spreads.append(spread)
     for place, spread in enumerate(reversed(spreads)):
@@ -99,8 +101,9 @@ def against(axes, claim: Claim, results: Results, arms: Sequence[str], what: str
     for number, arm in enumerate(arms):
         if spread := results.spread(arm, outcome):
             at = results.trained_parameters(arm) if what == "parameters" else results.steps(arm)
-            label = wrapped(claim.arms[arm].label)
-            axes.errorbar(at, spread.mean, yerr=spread.std, color=f"C{number}", marker="o", capsize=3, label=label)
+            look = {"color": f"C{number}", "marker": "o", "capsize": 3, "label": wrapped(claim.arms[arm].label)}
+            above = 2 + 1 / (1 + (spread.std or 0))  # a wide bar hides no narrow one
+            axes.errorbar(at, spread.mean, yerr=spread.std, zorder=above, **look)
     axes.set(xlabel="parameters that learn" if what == "parameters" else what, ylabel=outcome.replace("_", " "))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", nbins=5)

@@ -34,6 +34,11 @@ class Results:
             elif reason != TO_DO:
                 self.left_out[job.name] = reason
 
+    @property
+    def missing(self) -> int:
+        """How many of the planned runs do not count, or not yet."""
+        return len(self.plan.jobs) - sum(len(found) for found in self.runs.values())
+
     def of(self, arm: str) -> Mapping[int, Run]:
         return self.runs[self.plan.same[arm]]
 

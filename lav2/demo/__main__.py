@@ -3,15 +3,20 @@
 import shutil
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
 from lav2.cli import CONF, clear_errors, quiet, register_resolvers
 from lav2.evaluation.run import evaluate
+from lav2.run_folder import CONFIG, RECORD
 from lav2.training.run import train
 
 FOLDER = Path("outputs/demo")
+# What a demo leaves in it; `python train.py experiment=demo` puts runs and sweeps of the user's own beside it.
+OWN = ("metrics.csv", "parameters.json", "data_problems.json", "checkpoints", "adapter", "evaluation", "wandb")
+OWN += ("report.html", RECORD, CONFIG)
 
 
 def main() -> None:
@@ -20,11 +25,11 @@ def main() -> None:
     start = time.monotonic()
     # A demo that was stopped goes on; one that came to its end starts anew.
     stopped = any(FOLDER.glob("checkpoints/*.ckpt")) and not (FOLDER / "report.html").exists()
-    if FOLDER.exists() and not stopped:
-        shutil.rmtree(FOLDER)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         training = compose("train", ["experiment=demo", *([f"resume={FOLDER}"] if stopped else []), *sys.argv[1:]])
         evaluation = compose("evaluate", ["eval=demo", f"run={FOLDER}"])
+    if not stopped and (aside := set_aside(FOLDER)):
+        print(f"the demo before is now in {aside}")
     train(training, FOLDER)
     scores = evaluate(evaluation)
     shutil.copyfile(FOLDER / "evaluation" / "demo" / "report.html", FOLDER / "report.html")
@@ -41,6 +46,23 @@ def main() -> None:
         f"{scores['question_accuracy_blind']:.0%} blind)\n"
         f"Look at {FOLDER / 'report.html'}"
     )
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move the demo in ``folder`` into a folder there, named by the time of its last change; what else lies there stays.
+
+    Returns:
+        The new folder, or ``None`` where there is no demo.
+    """
+    left = [folder / name for name in OWN if (folder / name).exists()]
+    if not left:
+        return None
+    last = datetime.fromtimestamp(max(path.stat().st_mtime for path in left))
+    aside = folder / last.strftime("%Y-%m-%d_%H-%M-%S_%f")
+    aside.mkdir()
+    for path in left:
+        path.rename(aside / path.name)
+    return aside
 
 
 if __name__ == "__main__":

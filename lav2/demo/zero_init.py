@@ -76,7 +76,7 @@ class TextTask:
         try:
             from transformers import AutoTokenizer, RobertaForMaskedLM
         except ImportError:
-            raise UserError('RoBERTa comes with transformers: pip install "lav2[transformers]"') from None
+            raise UserError('RoBERTa comes with transformers: pip install -e ".[transformers]"') from None
         folder = WEIGHTS / "roberta"
         self.collate = tokenized(AutoTokenizer.from_pretrained(folder))
         self.backbone = RobertaForMaskedLM.from_pretrained(folder, dtype=torch.float32).roberta

@@ -12,7 +12,7 @@ from lav2.errors import UserError
 from lav2.evaluation.coco import Captions, ImageId, tokenized
 
 METRICS = ("METEOR", "SPICE")
-INSTALL = 'pip install "lav2[metrics]"'
+INSTALL = 'pip install -e ".[metrics]"'
 # SPICE's serialization reaches into these packages of the Java library, which Java 16 and later keep closed.
 OPENED = [f"java.base/java.{name}" for name in ("lang", "math", "net", "text", "util", "util.concurrent")]
 

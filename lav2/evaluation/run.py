@@ -14,11 +14,14 @@ from lav2.errors import UserError
 from lav2.evaluation.predict import Predictor, model_identity
 from lav2.evaluation.results import Results
 from lav2.inference import find_quantization, load
-from lav2.run_folder import adapter_folder
+from lav2.run_folder import CONFIG, adapter_folder
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Score the run ``cfg.run`` as ``cfg.eval`` says; print the scores and leave them in its ``evaluation/`` folder.
+
+    An adapter folder will do, converted or pulled from the Hub: its evaluations lie in it. Those of a run's own
+    ``adapter/`` lie in the run folder.
 
     Answers are kept as they are made: a stopped evaluation goes on where it stood, and a finished one is not computed
     again (see :mod:`lav2.evaluation.predict`).
@@ -30,15 +33,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if cfg.dtype not in DTYPES:
         raise UserError(f"dtype is {cfg.dtype!r}; choose one of {', '.join(DTYPES)}")
     adapter = adapter_folder(folder)
-    if adapter == folder:
-        raise UserError(f"run={folder}: an adapter folder; name the run folder that holds it")
+    if adapter == folder and folder.name == "adapter" and (folder.parent / CONFIG).is_file():
+        folder = folder.parent
     task = construct("eval", cfg.eval)
     config = read_adapter_config(adapter)
     settings = {"base": cfg.base, "vision_weights": cfg.vision_weights, "dtype": cfg.dtype}
     if (quantize := find_quantization(config, cfg.quantize)) is not None:
         settings["quantize"] = quantize
     predictor = Predictor(
-        partial(load, folder, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype], quantize=quantize),
+        partial(load, adapter, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype], quantize=quantize),
         model_identity(adapter, **settings),
         folder / "evaluation" / task.name,
         config["caption_prompts"],

@@ -108,7 +108,7 @@ def save_png(drawn: Sequence[Chart], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError('a picture of the plots needs matplotlib: pip install "lav2[report]"') from None
+        raise UserError('a picture of the plots needs matplotlib: pip install -e ".[report]"') from None
     columns = min(2, len(drawn))
     rows = math.ceil(len(drawn) / columns)
     figure = Figure(figsize=(5.5 * columns, 3.6 * rows), layout="constrained")

@@ -77,7 +77,7 @@ def load(model: str | Path, device: str | None, *classes: str) -> list:
     try:
         import transformers
     except ImportError:
-        raise UserError('this expert needs transformers: pip install "lav2[transformers]"') from None
+        raise UserError('this expert needs transformers: pip install -e ".[transformers]"') from None
     if Path(model).is_absolute() and not Path(model).is_dir():
         raise UserError(f"no model at {model}: name a folder, or a model on the Hugging Face Hub")
     try:

@@ -51,7 +51,7 @@ class RapidOcr(Ocr):
     def __init__(self, min_score: float = 0.5, characters: str = r"\w", name: str = NAME):
         super().__init__(min_score, characters, name)
         if any(importlib.util.find_spec(package) is None for package in ("rapidocr", "onnxruntime")):
-            raise UserError('this OCR needs rapidocr and onnxruntime: pip install "lav2[ocr]"')
+            raise UserError('this OCR needs rapidocr and onnxruntime: pip install -e ".[ocr]"')
         from rapidocr import RapidOCR
 
         threads = {  # as torch; by itself it takes all cores, and is many times slower on a busy machine

@@ -41,7 +41,8 @@ class CaptionSearch:
         name: as the prompt shows it.
 
     Raises:
-        UserError: the collection cannot be read or is empty, or the index is damaged.
+        UserError: the collection cannot be read or is empty, or the index is damaged, or its folder holds
+            something else.
     """
 
     def __init__(
@@ -52,6 +53,11 @@ class CaptionSearch:
         stamp = digest(clip.fingerprint, texts)
         folder = Path(index)
         if not (folder / INDEX).is_file() or read_index(folder)["stamp"] != stamp:
+            if others := sorted({path.name for path in folder.glob("*")} - {INDEX, VECTORS}):
+                raise UserError(
+                    f"{folder} holds something other than a search index ({others[0]}), and building one anew would "
+                    "remove it: set experts.search.index to a folder of its own"
+                )
             write_index(folder, stamp, texts, clip.encode_texts(texts))
         self.captions: list[str] = read_index(folder)["captions"]
         try:

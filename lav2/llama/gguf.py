@@ -123,7 +123,7 @@ def require_gguf(path: Path):
     try:
         import gguf
     except ImportError:
-        raise UserError(f'reading {path} needs the package gguf: pip install "lav2[gguf]"') from None
+        raise UserError(f'reading {path} needs the package gguf: pip install -e ".[gguf]"') from None
     return gguf
 
 

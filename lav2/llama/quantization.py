@@ -77,7 +77,7 @@ def check_torchao(kind: str) -> None:
     try:
         import torchao  # noqa: F401
     except ImportError:
-        raise UserError(f'a base rounded to {kind} (quantize) needs torchao: pip install "lav2[quantize]"') from None
+        raise UserError(f'a base rounded to {kind} (quantize) needs torchao: pip install -e ".[quantize]"') from None
 
 
 def stored_bytes(tensor: Tensor) -> int:

@@ -68,7 +68,8 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
     """The tokenizer in the file or model folder ``path``.
 
     Args:
-        path: a file as for :class:`Tokenizer`, or a folder with a ``tokenizer.model`` or else a ``tokenizer.json``.
+        path: a file as for :class:`Tokenizer`, or a folder with a ``tokenizer.model`` or else a ``tokenizer.json``
+            (see :func:`tokenizer_file`).
         vocab_size: how many tokens the model knows; a tokenizer with more is refused.
 
     Raises:
@@ -84,7 +85,12 @@ def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer
 
 
 def tokenizer_file(path: str | Path) -> Path:
-    """The tokenizer's file of the model at ``path``; ``path`` itself if it is no folder."""
+    """The tokenizer's file of the model at ``path``; ``path`` itself if it is no folder.
+
+    Meta's download of LLaMA 1 and 2 keeps one ``tokenizer.model`` beside the folders of all sizes.
+    """
     path = Path(path)
     candidates = [path / name for name in FILES] if path.is_dir() else [path]
+    if (path / "params.json").is_file():
+        candidates.append(path.absolute().parent / FILES[0])
     return next((file for file in candidates if file.is_file()), candidates[0])

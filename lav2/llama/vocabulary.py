@@ -156,5 +156,5 @@ def require_tokenizers(path: Path) -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise UserError(f'the tokenizer in {path} needs the package tokenizers: pip install "lav2[gguf]"') from None
+        raise UserError(f'the tokenizer in {path} needs the package tokenizers: pip install -e ".[gguf]"') from None
     return tokenizers

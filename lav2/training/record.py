@@ -56,8 +56,9 @@ class RunRecord(Callback):
 
 
 def recorded(train: Callable[[DictConfig, Path], Any]) -> Callable[[DictConfig, Path], Any]:
-    """Let ``train(cfg, folder)`` leave in the folder how it ended. What fails before it trains leaves nothing, except
-    for a job of a sweep, whose settings and reason the sweep's report shows."""
+    """Let ``train(cfg, folder)`` leave in the folder how it ended. What ends before it trains (a report on
+    the data, a plan, the parameter table alone) or fails leaves nothing, except for a failed job of a sweep, whose
+    settings and reason the sweep's report shows."""
 
     @functools.wraps(train)
     def wrapped(cfg: DictConfig, folder: Path) -> Any:
@@ -67,12 +68,11 @@ def recorded(train: Callable[[DictConfig, Path], Any]) -> Callable[[DictConfig, 
             if in_sweep() and not (folder / CONFIG).is_file():
                 with contextlib.suppress(OSError, OmegaConfBaseException):  # which may be what failed
                     keep_config(cfg, folder)
-            found = read_record(folder)
-            if in_sweep() or (found.get("state"), found.get("process")) == ("running", process()):
+            if in_sweep() or trains_here(folder):
                 asked = isinstance(error, SystemExit | KeyboardInterrupt)
                 write_record(folder, **{"state": "stopped"} if asked else {"state": "failed", "reason": told(error)})
             raise
-        if (folder / CONFIG).is_file():
+        if trains_here(folder):
             write_record(folder, state="finished", reason=None)
         return result
 
@@ -98,6 +98,12 @@ def write_record(folder: Path, **values: Any) -> None:
 def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def trains_here(folder: Path) -> bool:
+    """Whether the record in ``folder`` is that of a training in this process."""
+    found = read_record(folder)
+    return (found.get("state"), found.get("process")) == ("running", process())
 
 
 def process() -> str:

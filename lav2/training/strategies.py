@@ -26,7 +26,7 @@ class DeepSpeed(DeepSpeedStrategy):
 
     def __init__(self, stage: int, offload: bool = False):
         if importlib.util.find_spec("deepspeed") is None:
-            raise UserError('strategy: DeepSpeed is not installed: pip install "lav2[deepspeed]"')
+            raise UserError('strategy: DeepSpeed is not installed: pip install -e ".[deepspeed]"')
         super().__init__(config=deepspeed_config(stage, offload), exclude_frozen_parameters=True)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:

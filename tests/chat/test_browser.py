@@ -37,7 +37,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(run, assistant, pictures, browser):
-    pytest.importorskip("gradio", reason='the web page needs gradio: pip install "lav2[web]"')
+    pytest.importorskip("gradio", reason='the web page needs gradio: pip install -e ".[web]"')
     from lav2.chat import web
 
     cfg = config(run, f"web.port={free_port()}", "web.max_megabytes=1", f"web.examples={pictures[0].parent}")

@@ -43,7 +43,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def web():
-    pytest.importorskip("gradio", reason='the web page needs gradio: pip install "lav2[web]"')
+    pytest.importorskip("gradio", reason='the web page needs gradio: pip install -e ".[web]"')
     from lav2.chat import web
 
     return web
@@ -214,5 +214,5 @@ def test_a_taken_port_is_one_line(web, run, assistant):
 def test_without_gradio_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "lav2.chat.web", raising=False)
-    with pytest.raises(UserError, match=re.escape('pip install "lav2[web]"')):
+    with pytest.raises(UserError, match=re.escape('pip install -e ".[web]"')):
         import lav2.chat.web  # noqa: F401

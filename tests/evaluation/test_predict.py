@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,3 +189,15 @@ def test_all_mistakes_in_one_message(tmp_path):
         UserError, match=r"paths.one is None, paths.two is /gone: .*; .*beams is no.*; .*batch_size is 1.5"
     ):
         check({"beams": 3, "batch_size": 1.5}, one=None, two="/gone", three=tmp_path)
+
+
+def test_an_adapter_folder_will_do(run_folder, heldout, tmp_path, calls):
+    """One that was converted or pulled holds its evaluations itself; those of a run's adapter are the run's."""
+    tokens = "eval.generation.max_new_tokens=4"
+    pulled = shutil.copytree(run_folder / "adapter", tmp_path / "pulled")
+    scores = evaluate(caption(pulled, heldout, tokens))
+    assert json.loads((pulled / "evaluation" / "coco_caption" / "scores.json").read_text()) == scores
+    assert evaluate(caption(run_folder, heldout, tokens)) == scores and calls == [12, 12]
+    (run_folder / "config.yaml").touch()
+    assert evaluate(caption(run_folder / "adapter", heldout, tokens)) == scores and calls == [12, 12]  # as just now
+    assert not (run_folder / "adapter" / "evaluation").exists()

@@ -126,5 +126,5 @@ def test_what_transformers_cannot_load_is_one_line(tmp_path):
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r'pip install "lav2\[transformers\]"'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[transformers\]"'):
         TransformersDetection(tmp_path)

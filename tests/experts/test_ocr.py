@@ -71,7 +71,7 @@ def test_a_line_without_letters_or_of_low_score_is_no_text():
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "lav2\[ocr\]"'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[ocr\]"'):
         RapidOcr()
 
 

@@ -96,3 +96,10 @@ def test_a_collection_without_captions_is_named(tmp_path, name, content):
     with pytest.raises(UserError, match=name):
         CaptionSearch(HashedVectors(), tmp_path / name, tmp_path / "index")
     assert not (tmp_path / "index").exists()
+
+
+def test_what_else_lies_in_the_folder_is_not_removed(collection):
+    """The folder of the collection itself, for one."""
+    with pytest.raises(UserError, match=r"something other than a search index \(captions.txt\)"):
+        CaptionSearch(HashedVectors(), collection, collection.parent)
+    assert collection.is_file()

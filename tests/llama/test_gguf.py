@@ -173,5 +173,5 @@ def test_a_truncated_file_is_named_wherever_it_ends(stored):
 def test_a_missing_package_is_named(stored, monkeypatch):
     path = stored()
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match=r'pip install "lav2\[gguf\]"'):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[gguf\]"'):
         load_llama(path)

@@ -85,7 +85,7 @@ def test_fp16_is_close_and_known(plain):
 
 def test_without_torchao_it_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(UserError, match=r'needs torchao: pip install "lav2\[quantize\]"'):
+    with pytest.raises(UserError, match=r'needs torchao: pip install -e "\.\[quantize\]"'):
         quantized("layers.0.attention.wq.weight", torch.zeros(4, 4), "int8")
 
 

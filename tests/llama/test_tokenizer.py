@@ -281,6 +281,18 @@ def test_a_folder_is_searched_for_a_tokenizer(folder):
     assert load_tokenizer(folder).path == folder / "tokenizer.model"
 
 
+def test_metas_folders_share_the_tokenizer_above_them(tmp_path):
+    for name in ("7B", "other"):
+        (tmp_path / name).mkdir()
+    shared = Path(shutil.copy(EMBEDDED / "tokenizer.model", tmp_path))
+    (tmp_path / "7B" / "params.json").write_text("{}")
+    assert load_tokenizer(tmp_path / "7B").path == shared
+    own = Path(shutil.copy(shared, tmp_path / "7B"))
+    assert load_tokenizer(tmp_path / "7B").path == own
+    with pytest.raises(UserError, match="no tokenizer at"):  # a folder of another kind has its own
+        load_tokenizer(tmp_path / "other")
+
+
 def test_no_tokenizer_is_named(tmp_path):
     with pytest.raises(UserError, match=f"no tokenizer at {tmp_path / 'tokenizer.model'}"):
         load_tokenizer(tmp_path)
@@ -297,7 +309,7 @@ def test_a_tokenizer_of_another_vocabulary_is_named(folder):
 def test_a_missing_package_is_named(byte_pairs, folder, monkeypatch, file):
     write_gguf(folder / "a.gguf", small_llama(97), settings=byte_pair_settings(byte_pairs))
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=rf'{file} needs the package tokenizers: pip install "lav2\[gguf\]"'):
+    with pytest.raises(UserError, match=rf'{file} needs the package tokenizers: pip install -e "\.\[gguf\]"'):
         Tokenizer(folder / file)
 
 

@@ -13,6 +13,7 @@ from lav2.errors import UserError
 from lav2.llama import load_llama, open_checkpoint
 from lav2.llama.loading import fingerprint, stored_fingerprint
 from lav2.training.module import JointModule
+from lav2.training.record import recorded
 from lav2.training.run import train
 from tests.training.test_joint import adapter
 
@@ -81,3 +82,11 @@ def test_a_resumed_run_does_not_need_the_adapter_it_began_with(config, first, tm
     shutil.rmtree(start)
     train(config(*SHORT, f"adapter_from={start}", f"resume={folder}"), folder)
     assert json.loads((folder / "run.json").read_text())["steps"] == 2
+
+
+def test_what_does_not_train_leaves_a_runs_record_alone(tmp_path):
+    """Such as a plan for a run that was stopped."""
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "run.json").write_text(json.dumps(stopped := {"state": "stopped", "process": "elsewhere:1"}))
+    recorded(lambda cfg, folder: {})(None, tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text()) == stopped

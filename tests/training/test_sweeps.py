@@ -78,7 +78,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_sweep_of_several_processes(tmp_path, launcher):
     """The command line of ``train.py`` with a light task: what a job is started with reaches its process."""
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher", reason='needs "lav2[sweeps]"')
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher", reason="needs the extra sweeps")
     (tmp_path / "light.py").write_text(LIGHT)
     done = sweep(tmp_path / "sweep", "seed=0,1,2", f"hydra/launcher={launcher}", script=tmp_path / "light.py")
     said = done.stderr.splitlines()[-1]
@@ -115,7 +115,7 @@ def test_several_devices_in_a_job_name_the_launcher(job):
 
 def test_the_slurm_script_asks_for_gpus_and_is_requeued(job, tmp_path, monkeypatch):
     """What submitit would hand to sbatch, which it looks for on the PATH."""
-    submitit = pytest.importorskip("submitit", reason='needs "lav2[sweeps]"')
+    submitit = pytest.importorskip("submitit", reason="needs the extra sweeps")
     (tmp_path / "srun").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     cfg = job("experiment=v2_7b", "trainer.devices=8", "strategy=ddp", "hydra/launcher=slurm_a100")
