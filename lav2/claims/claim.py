@@ -74,8 +74,8 @@ class Comparison:
 class Claim:
     """One claim of a paper: its words and numbers, the arms that test it, and the comparisons, the claim itself first.
 
-    ``note`` says what a reader must know besides, ``curves`` asks for plots of metrics over the first steps, ``against`` for one of an outcome over ``parameters``
-    (how many learn) or ``steps``: {parameters: language}.
+    ``note`` says what a reader must know besides. ``curves`` asks for plots of metrics over the first steps,
+    ``against`` for one of an outcome over ``parameters`` (how many learn) or ``steps``: {parameters: language}.
     """
 
     name: str

@@ -9,10 +9,11 @@ SEEDS = 3  # a verdict needs so many pairs
 FACTOR = 2.0  # the effect must exceed so many standard deviations of the paired differences
 RULE = (
     f"An effect is the difference of two arms of the same seed (so of the same batches in the same order), and its "
-    f"spread the standard deviation over {SEEDS} or more seeds, which are all asked the same held-out questions. **{REPRODUCED.capitalize()}**: the effect has the paper's sign in every seed, and "
-    f"its mean exceeds {FACTOR:g} spreads. **{NOT_REPRODUCED.capitalize()}**: it has another sign in a seed, or is "
-    f"smaller. **{NOT_DECIDABLE.capitalize()}**: there are fewer seeds, nothing here measures it, both arms are the "
-    "same model, or an arm has hardly learnt what the comparison rests on."
+    f"spread the standard deviation over {SEEDS} or more seeds, which are all asked the same held-out questions. "
+    f"**{REPRODUCED.capitalize()}**: the effect has the paper's sign in every seed, and its mean exceeds {FACTOR:g} "
+    f"spreads. **{NOT_REPRODUCED.capitalize()}**: it has another sign in a seed, or is smaller. "
+    f"**{NOT_DECIDABLE.capitalize()}**: there are fewer seeds, nothing here measures it, both arms are the same model, "
+    "or an arm has hardly learnt what the comparison rests on."
 )
 
 

@@ -116,7 +116,7 @@ def test_the_whole_grid_has_no_problems(hydra, setting):
     chosen = Setting([setting])
     claims = read_claims(chosen, full=True)
     plan = make_plan(claims, chosen)
-    for comparison in [one for claim in claims for one in claim.comparisons if one.claimed]:
+    for comparison in [each for claim in claims for each in claim.comparisons if each.claimed]:
         assert len(plan.of(comparison.better[0])) == len(plan.of(comparison.worse[0])) == SEEDS, comparison
 
 
