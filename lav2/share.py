@@ -56,7 +56,7 @@ def export(args: Namespace) -> None:
     import torch
 
     from lav2.adapter import AdapterConfig, load_adapter, read_adapter_config
-    from lav2.adapter.export import check_foldable, check_new, export_llama
+    from lav2.adapter.export import check_foldable, check_new, check_tokenizer, export_llama
     from lav2.adapter.hub import find_adapter
     from lav2.inference import find_base, find_tokenizer
     from lav2.llama import LlamaConfig, load_llama
@@ -66,10 +66,12 @@ def export(args: Namespace) -> None:
     config = read_adapter_config(folder)
     check_foldable(AdapterConfig.from_dict(config["adapter"]), LlamaConfig(**config["base"]["shape"]), args.text_only)
     base = find_base(folder, config, args.base)
+    tokenizer = find_tokenizer(config, base)
+    check_tokenizer(tokenizer)
     dtype = getattr(torch, args.dtype)
     # float16 could lose what the base's fingerprint is made of
     llama = load_llama(base, torch.float32 if dtype == torch.float16 else dtype)
-    export_llama(load_adapter(folder, llama), find_tokenizer(config, base), args.folder, dtype, args.text_only)
+    export_llama(load_adapter(folder, llama), tokenizer, args.folder, dtype, args.text_only)
     print(f"the folded LLaMA is in {args.folder}")
 
 

@@ -95,6 +95,10 @@ def test_mistakes_get_one_line(released, tmp_path, capsys):
     refused("prompts cannot be folded", capsys, "export", tmp_path / "made", plain, "--base", "/nowhere")
     refused("holds a model already", capsys, "export", tmp_path / "made", BASE)
     refused("no adapter at", capsys, "export", tmp_path, plain)
+    base, folded = tmp_path / "base.gguf", tmp_path / "folded"
+    base.touch()
+    save_adapter(folded, adapt(load_llama(BASE), {"visual_layers": 0, "prompt_layers": 0}), tokenizer=str(base))
+    refused("a tokenizer in a file of its own", capsys, "export", folded, plain, "--base", base)
     refused("no LLaMA at /nowhere", capsys, "convert", released, plain, "--base", "/nowhere", "--prompt-length", 4)
     refused("no released adapter at", capsys, "convert", tmp_path / "none.pth", plain, "--base", BASE)
     assert not plain.exists()

@@ -28,10 +28,20 @@ def export_llama(
     Biases stand there as ``attention_bias`` and ``mlp_bias``. The model is used up, see :func:`fold`.
 
     Raises:
-        UserError: see :func:`check_foldable` and :func:`check_new`.
+        UserError: see :func:`check_foldable`, :func:`check_new` and :func:`check_tokenizer`.
     """
     check_new(folder)
+    check_tokenizer(tokenizer_path)
     save_llama(fold(model, text_only), tokenizer_path, folder, dtype)
+
+
+def check_tokenizer(path: str | Path) -> None:
+    """Refuse the tokenizer inside of a GGUF file, which is no file that could be copied."""
+    if Path(path).suffix == ".gguf":
+        raise UserError(
+            f"the exported LLaMA needs a tokenizer in a file of its own, and {path} is a GGUF file: name the base's "
+            "tokenizer.model or tokenizer.json as \"tokenizer\" in the adapter's adapter_config.json"
+        )
 
 
 def check_new(folder: str | Path) -> None:

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lav2.claims.claim import Setting
 from lav2.claims.plan import Job, Plan
-from lav2.config import build_data
+from lav2.config import build_data, construct
 from lav2.errors import UserError
 
 POLL = 0.2  # seconds between looks at the running processes
@@ -28,7 +29,7 @@ def sweep(plan: Plan, setting: Setting, side_by_side: int = 2) -> list[str]:
     print(f"{len(plan.jobs) - len(left)} of {len(plan.jobs)} runs are done, in {setting.folder}")
     if not left:
         return []
-    prepare(left)
+    prepare(left, setting)
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[remaining]}")
     with Progress(*columns) as progress:
         task = progress.add_task("starting", total=sum(job.weight for job in left), remaining="")
@@ -101,13 +102,19 @@ def start_process(job: Job, setting: Setting) -> subprocess.Popen:
         )
 
 
-def prepare(jobs: Sequence[Job]) -> None:
-    """Draw the data once, before several runs would at the same time."""
+def prepare(jobs: Sequence[Job], setting: Setting) -> None:
+    """Draw the data once, before several runs would at the same time; and see whether all can be measured.
+
+    Raises:
+        UserError: an evaluation lacks a file, which would otherwise show when the first run has been trained.
+    """
     drawn = set()
     for job in jobs:
         if (key := str(job.config.data)) not in drawn:
             drawn.add(key)
             build_data(job.config).prepare_data()
+    for ability in dict.fromkeys(ability for job in jobs for ability in job.abilities):
+        construct("eval", OmegaConf.create(setting.evaluations[ability][1]))
 
 
 def log_path(job: Job, setting: Setting) -> Path:

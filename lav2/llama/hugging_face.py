@@ -118,8 +118,7 @@ def save_llama(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(tokenizer_path)
-    if Path(tokenizer_path).resolve() != (folder / "tokenizer.model").resolve():
-        shutil.copyfile(tokenizer_path, folder / "tokenizer.model")
+    copy_tokenizer(tokenizer.path, folder)
     config = config_json(model.config)
     config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     config |= {"torch_dtype": str(dtype).removeprefix("torch.")}
@@ -162,3 +161,14 @@ def pairs_from_halves(weight: Tensor, head_size: int) -> Tensor:
 def halves_from_pairs(weight: Tensor, head_size: int) -> Tensor:
     """The inverse of :func:`pairs_from_halves`."""
     return weight.unflatten(0, (-1, head_size // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def copy_tokenizer(path: Path, folder: Path) -> None:
+    """Copy a tokenizer's file into ``folder``, under the name by which its kind is known, and what stands beside it."""
+    names = {"tokenizer.model": path}
+    if path.suffix == ".json":
+        beside = ("tokenizer_config.json", "generation_config.json")  # say what ends a text
+        names = {"tokenizer.json": path} | {name: path.with_name(name) for name in beside}
+    for name, source in names.items():
+        if source.is_file() and source.resolve() != (folder / name).resolve():
+            shutil.copyfile(source, folder / name)

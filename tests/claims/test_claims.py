@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lav2.adapter import parameter_summary
 from lav2.claims import __main__ as command
-from lav2.claims import one, plots
+from lav2.claims import one, plots, sweep
 from lav2.claims.claim import FOLDER, Setting, read_claims
 from lav2.claims.page import write_page
 from lav2.claims.plan import Job, Plan, make_plan
@@ -141,6 +141,15 @@ def test_what_7b_is_not_given_is_named_before_anything_is_trained(hydra):
         chosen = Setting([*given, *more])
         with pytest.raises(UserError, match=said):
             make_plan(read_claims(chosen, only=[claim]), chosen)
+
+
+def test_what_is_measured_is_there_before_anything_is_trained(hydra, monkeypatch, tmp_path):
+    chosen = Setting(["claims=7b", f"setting.mme={tmp_path}", "setting.held_out_instructions=/nowhere.json"])
+    monkeypatch.setattr(sweep, "build_data", lambda _: SimpleNamespace(prepare_data=lambda: None))
+    (some,) = make_plan(read_claims(chosen, only=["interference"]), chosen).of("v2_instructions")[:1]
+    assert some.abilities == ["language"]
+    with pytest.raises(UserError, match="paths.instructions is /nowhere.json: name existing"):
+        sweep.prepare([some], chosen)
 
 
 def test_a_mistake_in_a_claim_is_named(hydra, swept, monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from sentencepiece import SentencePieceProcessor
 
 from lav2.errors import UserError
-from lav2.llama import Llama, Tokenizer, load_llama, load_tokenizer
+from lav2.llama import Llama, LlamaConfig, Tokenizer, load_llama, load_tokenizer, save_llama
 from tests.llama.gguf_files import SHAPE, sentencepiece_settings, write_gguf
 
 EMBEDDED = Path(__file__).parents[2] / "lav2" / "demo" / "weights" / "llama"
@@ -311,6 +311,15 @@ def test_a_missing_package_is_named(byte_pairs, folder, monkeypatch, file):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=rf'{file} needs the package tokenizers: pip install -e "\.\[gguf\]"'):
         Tokenizer(folder / file)
+
+
+def test_a_model_is_saved_with_its_tokenizer_json(folder, tmp_path):
+    tell(folder / "generation_config.json", eos_token_id=[1, 2])
+    known = load_tokenizer(folder)
+    save_llama(Llama(LlamaConfig(known.vocab_size, 16, 1, 2, 2, 16)), known.path, tmp_path / "saved")
+    saved = load_tokenizer(tmp_path / "saved")
+    assert saved.path == tmp_path / "saved" / "tokenizer.json" and saved.stop_ids == known.stop_ids == (1, 2)
+    assert [saved.encode(text) for text in TEXTS] == [known.encode(text) for text in TEXTS]
 
 
 def test_the_embedded_llama_as_a_gguf_file_is_the_same_model(tmp_path):
