@@ -383,8 +383,9 @@ def test_what_is_compared_shares_a_panel(swept):
 
 def test_a_picture_says_which_arms_are_the_same_runs(fabricated, swept):
     figure = pytest.importorskip("matplotlib.figure", reason="needs matplotlib").Figure()
-    _, results, _ = fabricated
-    (claim,) = [claim for claim in swept[0] if claim.name == "prompt_layers"]
+    claims, plan, setting = swept
+    results = Results(plan, setting)
+    (claim,) = [claim for claim in claims if claim.name == "prompt_layers"]
     plots.dots(axes := figure.subplots(), claim, results, ["v1", "v1_every"], ["captions"])
     said = [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()]
     assert said == ["all layers, 10 prompts (the same runs)", "V1's layers, 10 prompts"]
@@ -423,10 +424,10 @@ def test_an_unknown_claim_is_named(swept):
         read_claims(swept[2], only=["nothing"])
 
 
-def test_only_a_whole_sweep_takes_the_place_of_the_page(fabricated, swept, monkeypatch, tmp_path, capsys):
+def test_only_a_whole_sweep_takes_the_place_of_the_page(fabricated, monkeypatch, tmp_path, capsys):
     """Of one claim, or with runs missing, the page lies beside the runs."""
-    claim, _, _ = fabricated
-    claims, plan, setting = swept
+    claim, results, _ = fabricated
+    plan, setting = results.plan, results.setting
     page = tmp_path / "docs" / "claims.md"
     monkeypatch.setattr(setting, "page", page)
     monkeypatch.setattr(command, "initialize_config_dir", lambda *_, **__: contextlib.nullcontext())
@@ -434,7 +435,7 @@ def test_only_a_whole_sweep_takes_the_place_of_the_page(fabricated, swept, monke
     monkeypatch.setattr(command, "Setting", lambda _: setting)
     done = Plan([job for job in plan.jobs if job.arm.name in EFFECT], plan.same)
     for arguments, wanted, planned, whole in [
-        (["--page"], claims, plan, False),
+        (["--page"], [claim], plan, False),
         (["--page", "--only", "zero_init"], [claim], done, False),
         (["--page"], [claim], done, True),
     ]:
