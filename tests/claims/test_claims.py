@@ -433,11 +433,12 @@ def test_only_a_whole_sweep_takes_the_place_of_the_page(fabricated, monkeypatch,
     monkeypatch.setattr(command, "initialize_config_dir", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     monkeypatch.setattr(command, "Setting", lambda _: setting)
-    done = Plan([job for job in plan.jobs if job.arm.name in EFFECT], plan.same)
+    small = read_claims(setting, only=["zero_init"])
+    done = make_plan(small, setting)
     for arguments, wanted, planned, whole in [
         (["--page"], [claim], plan, False),
-        (["--page", "--only", "zero_init"], [claim], done, False),
-        (["--page"], [claim], done, True),
+        (["--page", "--only", "zero_init"], small, done, False),
+        (["--page"], small, done, True),
     ]:
         monkeypatch.setattr(command, "read_claims", lambda *_, found=wanted: found)
         monkeypatch.setattr(command, "make_plan", lambda *_, found=planned: found)
