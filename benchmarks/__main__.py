@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.measure import Ratio, environment
+from benchmarks.measure import FIGURES, Ratio, environment
 
 NAMES = (  # the longest comes last
     "generation",
@@ -26,14 +26,13 @@ NAMES = (  # the longest comes last
     "coco_scores",
     "training",
 )
-FIGURES = Path("outputs/benchmarks")
 PAGE = Path("benchmarks/results.md")
 
 
 def measure(name: str) -> bool:
-    """Write the figures of one benchmark, unless they are there; whether they are now."""
+    """Write the figures of one benchmark, unless they are all there; whether they are now."""
     file = FIGURES / f"{name}.json"
-    if file.is_file():
+    if file.is_file() and not json.loads(file.read_text()).get("failed"):
         print(f"benchmarks.{name}: kept in {file}", flush=True)
         return True
     before, start = environment("lav2"), time.monotonic()
@@ -47,7 +46,7 @@ def measure(name: str) -> bool:
     figures = json.loads(done.stdout.splitlines()[-1])
     file.write_text(json.dumps({"environment": before, "minutes": minutes} | figures, indent=1) + "\n")
     print(f"benchmarks.{name}: {minutes:.1f} minutes", flush=True)
-    return True
+    return not figures.get("failed")
 
 
 def page(found: dict[str, tuple[dict, list[Ratio]]]) -> str:
@@ -73,6 +72,8 @@ def page(found: dict[str, tuple[dict, list[Ratio]]]) -> str:
         )
         text.extend(map(row, lines))
         text.append("")
+        if figures.get("failed"):
+            text.append(f"Not measured, for the system ended it: {'; '.join(figures['failed'])}\n")
     return "\n".join(text)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+FIGURES = Path("outputs/benchmarks")
 SMOLLM2 = {  # the shape of SmolLM2-135M, by the names of transformers
     "vocab_size": 49152,
     "hidden_size": 576,

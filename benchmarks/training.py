@@ -15,10 +15,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import torch
 
-from benchmarks.measure import SMOLLM2, Ratio, environment, matmul_rate, ratios
+from benchmarks.measure import FIGURES, SMOLLM2, Ratio, environment, matmul_rate, ratios
 
 SHAPES = {
     "smollm2": SMOLLM2,
@@ -203,7 +206,9 @@ def compare(folder: str, shape_name: str, dtype_name: str, size: str, ours: str,
     batch_size, length = map(int, size.split("x"))
     layers, data = shape["num_hidden_layers"], batch(shape, batch_size, length)
     contestants = {name: globals()[name] for name in (ours, PAIRS[ours])}
-    peaks = {name: peak(contestant, folder, dtype_name, layers, data) for name, contestant in contestants.items()}
+    peaks = {
+        name: apart(peak, contestant, folder, dtype_name, layers, data) for name, contestant in contestants.items()
+    }
     steps = {name: contestant(folder, dtype, layers, *data) for name, contestant in contestants.items()}
     losses = {name: forward_and_backward() for name, forward_and_backward in steps.items()}  # also warms up
     assert max(losses.values()) - min(losses.values()) < 0.05, losses  # untrained adapters change nothing
@@ -246,26 +251,25 @@ def lines(found: dict) -> Iterator[Ratio]:
         yield Ratio(f"{ours}, of the limit; {where}", "matrix products", of_limit, share)
 
 
+def apart(work: Callable, *arguments):
+    """What ``work`` gives, done in a process of its own: the next one finds all memory free.
+
+    Raises:
+        BrokenProcessPool: the system ended that process, most likely for want of memory.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
 def peak(contestant: Callable, folder: str, dtype: str, layers: int, data: tuple[torch.Tensor, ...]) -> float:
-    """MB that two steps of ``contestant`` take above what stands before the first, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=report_peak, args=(contestant, folder, dtype, layers, data, theirs))
-    process.start()
-    theirs.close()  # so that a process that fails is noticed
-    found = ours.recv()
-    process.join()
-    return found
-
-
-def report_peak(contestant: Callable, folder: str, dtype: str, layers: int, data, pipe) -> None:
+    """MB that two steps of ``contestant`` take above what stands before the first."""
     forward_and_backward = contestant(folder, getattr(torch, dtype), layers, *data)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak counts from here
     before = resident("VmRSS")
     for _ in range(2):
         forward_and_backward()
-    pipe.send(round(resident("VmHWM") - before, 1))
+    return round(resident("VmHWM") - before, 1)
 
 
 def resident(field: str) -> float:
@@ -278,23 +282,46 @@ def resident(field: str) -> float:
 
 
 CASES = (
-    *(("smollm2", dtype, size) for size in ("4x256", "8x512") for dtype in ("bfloat16", "float32")),
+    *(("smollm2", dtype, "4x256") for dtype in ("bfloat16", "float32")),
     *(("llama_7b_slice", dtype, "4x256") for dtype in ("bfloat16", "float32")),
+    *(("smollm2", dtype, "8x512") for dtype in ("bfloat16", "float32")),
 )
 
 
 def run(
-    cases: Sequence[tuple[str, str, str]] = CASES, methods: Sequence[str] = tuple(PAIRS), repetitions: int = 5
+    cases: Sequence[tuple[str, str, str]] = CASES,
+    methods: Sequence[str] = tuple(PAIRS),
+    repetitions: int = 5,
+    kept: Path = FIGURES / "training",
 ) -> dict:
-    """All measurements, as json takes them. ``cases`` are (shape, dtype, batch)."""
-    results = []
-    for shape, dtype, size in cases:
+    """All measurements, as json takes them. ``cases`` are (shape, dtype, batch).
+
+    Each comparison lies in the folder ``kept`` once it is made, and is not made again. One that the system ended does
+    not end the others: ``failed`` names it.
+    """
+    results, failed = [], []
+    kept.mkdir(parents=True, exist_ok=True)
+    for case in cases:
         with tempfile.TemporaryDirectory() as folder:
-            write_weights(folder, SHAPES[shape])
             for ours in methods:
-                print(f"  {shape}, {dtype}, {size}: {ours}", file=sys.stderr, flush=True)
-                results.append(compare(folder, shape, dtype, size, ours, repetitions))
-    return environment("transformers", "peft", "litgpt") | {"repetitions": repetitions, "results": results}
+                name = ", ".join((*case, ours))
+                file = kept / f"{'_'.join((*case, ours))}.json"
+                if not file.is_file():
+                    print(f"  {name}", file=sys.stderr, flush=True)
+                    if not any(Path(folder).iterdir()):
+                        apart(write_weights, folder, SHAPES[case[0]])
+                    try:
+                        file.write_text(json.dumps(apart(compare, folder, *case, ours, repetitions)))
+                    except BrokenProcessPool:
+                        print(f"  {name}: the system ended it, most likely for want of memory", file=sys.stderr)
+                        failed.append(name)
+                        continue
+                results.append(json.loads(file.read_text()))
+    return environment("transformers", "peft", "litgpt") | {
+        "repetitions": repetitions,
+        "results": results,
+        "failed": failed,
+    }
 
 
 if __name__ == "__main__":
@@ -310,4 +337,5 @@ if __name__ == "__main__":
         for shape, dtype, size in CASES
         if asked.shape in (None, shape) and asked.dtype in (None, dtype)
     ]
-    print(json.dumps(run(list(dict.fromkeys(cases)), asked.methods, asked.repetitions), indent=2))
+    with tempfile.TemporaryDirectory() as folder:  # asked for anew, so measured anew
+        print(json.dumps(run(list(dict.fromkeys(cases)), asked.methods, asked.repetitions, Path(folder)), indent=2))

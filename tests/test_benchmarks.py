@@ -1,6 +1,7 @@
 """The benchmarks themselves, with the least that they can measure: what they count, and that none loses the others."""
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -92,6 +93,27 @@ def test_a_benchmark_that_fails_loses_none_of_the_others(tmp_path, monkeypatch, 
     assert "| import torch, lightning | 1.75 | 1.50 – 2.00 | 2 |" in page  # median, spread, repetitions
     assert "cores" in page and "torch 2" in page and "missing" not in page
     assert "benchmarks.missing failed" in capsys.readouterr().out
+
+
+def test_a_comparison_that_is_ended_loses_none_of_the_others(tmp_path, monkeypatch):
+    """For want of memory, say; what was measured is not measured again."""
+    training = pytest.importorskip("benchmarks.training", reason="needs transformers (Python 3.11+)")
+    made = []
+
+    def compare(folder, shape, dtype, size, ours, repetitions):
+        made.append(ours)
+        if made == ["prompts", "lora"]:
+            raise BrokenProcessPool
+        return {"ours": ours}
+
+    monkeypatch.setattr(training, "compare", compare)
+    monkeypatch.setattr(training, "write_weights", lambda folder, shape: None)
+    monkeypatch.setattr(training, "apart", lambda work, *arguments: work(*arguments))
+    case, methods = ("smollm2", "float32", "4x256"), ("prompts", "lora", "bias_and_prompts")
+    first, second = (training.run([case], methods, 1, tmp_path) for _ in range(2))
+    assert first["failed"] == ["smollm2, float32, 4x256, lora"] and second["failed"] == []
+    assert made == ["prompts", "lora", "bias_and_prompts", "lora"]
+    assert [one["ours"] for one in second["results"]] == list(methods)
 
 
 def test_every_benchmark_can_be_run_and_shown():
