@@ -1,9 +1,10 @@
-"""``make bench``: every benchmark, one after another, each in a process of its own; then the page of their results.
+"""``make bench``: the benchmarks that have a peer, each in a process of its own; then the page of their results.
 
     python -m benchmarks [training generation …]
 
-Figures are kept in ``outputs/benchmarks/<name>.json``; a benchmark whose figures are there is not run again. One that
-fails loses none of the others: it is named at the end. The page is ``benchmarks/results.md`` with ``results.png``.
+:mod:`benchmarks.memory` has none and is run by itself. Figures are kept in
+``outputs/benchmarks/<name>.json``; a benchmark whose figures are there is not run again. One that fails loses none of the
+others: it is named at the end. The page is ``benchmarks/results.md`` with ``results.png``.
 """
 
 import argparse
@@ -67,9 +68,7 @@ def page(found: dict[str, tuple[dict, list[Ratio]]]) -> str:
             + ", ".join(f"{package} {version}" for package, version in versions.items())
             + f"; {figures['minutes']:.1f} minutes\n"
         )
-        text.append(
-            "| | beside | median | least – most | turns | asked for |\n| --- | --- | ---: | ---: | ---: | --- |"
-        )
+        text.append("| | beside | median | least – most | turns | target |\n| --- | --- | ---: | ---: | ---: | --- |")
         text.extend(map(row, lines))
         text.append("")
         if figures.get("failed"):
@@ -79,11 +78,11 @@ def page(found: dict[str, tuple[dict, list[Ratio]]]) -> str:
 
 def row(line: Ratio) -> str:
     verdict = "" if line.met is None else ", met" if line.met else ", **not met**"
-    asked = (
+    target = (
         "" if line.target is None else f"{'at most' if line.less_is_better else 'at least'} {line.target:g}{verdict}"
     )
     spread = f"{min(line.values):.2f} – {max(line.values):.2f}"
-    return f"| {line.what} | {line.beside} | {line.median:.2f} | {spread} | {len(line.values)} | {asked} |"
+    return f"| {line.what} | {line.beside} | {line.median:.2f} | {spread} | {len(line.values)} | {target} |"
 
 
 def plot(found: dict[str, tuple[dict, list[Ratio]]], file: Path) -> None:
@@ -102,7 +101,7 @@ def plot(found: dict[str, tuple[dict, list[Ratio]]], file: Path) -> None:
     axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(lines)), [f"{line.what} / {line.beside}" for line in lines], fontsize=7)
-    axes.set_xlabel("ratio; a thick mark is what was asked for, a thin line the spread over the turns")
+    axes.set_xlabel("ratio; a thick mark is the target, a thin line the spread over the turns")
     figure.savefig(file, dpi=120)
 
 

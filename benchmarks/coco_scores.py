@@ -1,4 +1,4 @@
-"""Time of the COCO scores beside pycocoevalcap, which needs Java: ``python benchmarks/coco_scores.py``.
+"""Time of the COCO scores beside pycocoevalcap, which needs Java: ``python -m benchmarks.coco_scores``.
 
 Both score the same captions, in turns within one run, and must agree. On COCO's own captions where ``LAV2_TEST_DATA``
 names the folder of real data, otherwise on made ones.

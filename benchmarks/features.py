@@ -4,7 +4,7 @@ Both go through the training loader and its batches. Random weights in the shape
 COCO where ``LAV2_TEST_DATA`` names the folder of real data, otherwise made ones of COCO's usual size. Each repetition
 measures one right after the other, so that a busy machine slows both; a ratio is within one repetition.
 
-    python benchmarks/features.py
+    python -m benchmarks.features
 """
 
 import logging

@@ -5,7 +5,7 @@ same with scales, biases and norms folded into its base. Each repetition measure
 that a busy machine slows all of them, and then the model's products with its weights alone, with nothing between them:
 what decoding could reach at most. A ratio is the median over repetitions of ratios within one.
 
-    python benchmarks/generation.py [--repetitions 3] [--prompt 128] [--new 64] > generation.json
+    python -m benchmarks.generation [--repetitions 3] [--prompt 128] [--new 64] > generation.json
 """
 
 import argparse
@@ -28,7 +28,7 @@ from lav2.llama.generation import generate
 SHAPE = SMOLLM2 | {"max_position_embeddings": 2048, "initializer_range": 0.041666}
 FEATURES = (50, 512)  # tokens and width of an image encoder such as ViT-B/32
 TARGETS = {1: 1.5, 16: 2.0}  # decoding, over transformers, by batch size
-LIMIT_SHARE = 0.6  # of the products' rate; of a single row either this or its target above was asked for
+LIMIT_SHARE = 0.6  # of the products' rate; a single row has either this or its target above
 Generate = Callable[[int], list[list[int]]]  # how many tokens → the new tokens of each row
 
 

@@ -27,8 +27,7 @@ SMOLLM2 = {  # the shape of SmolLM2-135M, by the names of transformers
 class Ratio:
     """A line of the results: ``what`` was measured, ``beside`` what, and the ratios within each turn.
 
-    ``target`` is what was asked for before it was measured: a number that the median must reach, or, where less is
-    better, stay below; None where nothing was.
+    ``target`` is a number that the median must reach or, where less is better, stay below; None where there is none.
     """
 
     what: str

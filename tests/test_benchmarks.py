@@ -27,7 +27,7 @@ def test_generation_compares_equal_answers(monkeypatch):
 
 
 @pytest.mark.parametrize(("share", "target"), [(0.7, None), (0.5, 1.5)])
-def test_of_a_single_row_one_of_two_targets_is_asked_for(share, target):
+def test_a_single_row_has_one_of_two_targets(share, target):
     generation = pytest.importorskip("benchmarks.generation", reason="needs transformers (Python 3.11+)")
     speed = {"prefill": [1.0], "decode": [share]}
     speeds = dict.fromkeys(("transformers", "lav2", "adapted", "folded"), speed)

@@ -40,7 +40,7 @@ def check_tokenizer(path: str | Path) -> None:
     if Path(path).suffix == ".gguf":
         raise UserError(
             f"the exported LLaMA needs a tokenizer in a file of its own, and {path} is a GGUF file: name the base's "
-            'tokenizer.model or tokenizer.json as "tokenizer" in the adapter\'s adapter_config.json'
+            "tokenizer.model or tokenizer.json as `tokenizer` in the adapter's adapter_config.json"
         )
 
 

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Move the demo in ``folder`` into a folder there, named by its last change; what else lies there stays.
+    """Move the demo in ``folder`` into a folder there, named by the time of its last change; what else is there stays.
 
     Returns:
         The new folder, or ``None`` where there is no demo.
