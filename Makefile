@@ -32,10 +32,10 @@ demo: install ## train V2 jointly on the embedded world, evaluate it, and write 
 family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (fifty minutes)
 	$(RUN) -m lav2.demo.family
 
-claims: $(VENV)/drawing ## the papers' claims on the embedded world, 62 short runs → docs/claims.md (an hour and a half on two cores)
+claims: $(VENV)/drawing ## the papers' claims on the embedded world, 58 short runs → docs/claims.md (seventy minutes on two cores)
 	$(RUN) -m lav2.claims
 
-claims-full: $(VENV)/drawing ## the same with every arm in three seeds, and more of them (a night)
+claims-full: $(VENV)/drawing ## the same with more arms (two hours more)
 	$(RUN) -m lav2.claims --full
 
 $(VENV)/drawing: $(VENV)/installed pyproject.toml
