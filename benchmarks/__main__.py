@@ -2,9 +2,8 @@
 
     python -m benchmarks [training generation …]
 
-:mod:`benchmarks.memory` has none and is run by itself. Figures are kept in
-``outputs/benchmarks/<name>.json``; a benchmark whose figures are there is not run again. One that fails loses none of the
-others: it is named at the end. The page is ``benchmarks/results.md`` with ``results.png``.
+:mod:`benchmarks.memory` has none and is run by itself. Figures are kept in ``outputs/benchmarks/<name>.json``; a
+benchmark whose figures are there is not run again. One that fails loses none of the others: it is named at the end. The page is ``benchmarks/results.md`` with ``results.png``.
 """
 
 import argparse
@@ -69,9 +68,7 @@ def page(found: dict[str, tuple[dict, list[Ratio]]]) -> str:
             + ", ".join(f"{package} {version}" for package, version in versions.items())
             + f"; {figures['minutes']:.1f} minutes\n"
         )
-        text.append(
-            "| | beside | median | least – most | turns | target |\n| --- | --- | ---: | ---: | ---: | --- |"
-        )
+        text.append("| | beside | median | least – most | turns | target |\n| --- | --- | ---: | ---: | ---: | --- |")
         text.extend(map(row, lines))
         text.append("")
     return "\n".join(text)
