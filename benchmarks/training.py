@@ -3,12 +3,14 @@
 The weights are random, in the shape of SmolLM2-135M or of a few layers of LLaMA-7B. Half of the positions carry labels,
 as instructions do. Speeds are taken in turns within one process, so that a busy machine slows all; a ratio is the
 median over repetitions of ratios within one, of which the largest cases, where a step takes half a minute, have two.
-Peak memory is taken in a process for each contestant, above what it holds once the weights and the contestant stand.
+Peak memory is taken in a process for each contestant, above what it holds once weights and code are loaded.
 
     python -m benchmarks.training [--shape smollm2] [--batch 4x256] [--dtype bfloat16] [--methods prompts lora]
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import multiprocessing
 import sys
@@ -17,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -262,8 +265,13 @@ def apart(work: Callable, *arguments):
 
 
 def peak(contestant: Callable, folder: str, dtype: str, layers: int, data: tuple[torch.Tensor, ...]) -> float:
-    """MB that two steps of ``contestant`` take above what stands before the first."""
-    forward_and_backward = contestant(folder, getattr(torch, dtype), layers, *data)
+    """MB that two steps of ``contestant`` take above its weights, once code is imported and kernels are compiled."""
+    start = partial(contestant, folder, getattr(torch, dtype), layers)
+    for _ in range(2):
+        start(*(x[:2, -32:] for x in data))()  # a small batch
+    forward_and_backward = start(*data)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak counts from here
     before = resident("VmRSS")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lav2.adapter.ownership import used
-from lav2.llama.kernels import biased, biased_and_scaled, scaled
+from lav2.llama.kernels import TrainedScale, biased, biased_and_scaled, scaled
 from lav2.llama.model import Linear, RMSNorm
 
 
@@ -57,7 +57,10 @@ class LinearTuning(nn.Module):
         if self.lora is not None:
             y = self.lora(y, x, train)
         if self.scale_side == "output":
-            return scaled(y, scale) if bias is None else biased_and_scaled(y, bias, scale)
+            if bias is None:
+                return scaled(y, scale)
+            trains = scale.requires_grad and torch.is_grad_enabled()
+            return (TrainedScale.apply if trains else biased_and_scaled)(y, bias, scale)
         return y if bias is None else biased(y, bias)
 
     @torch.no_grad()

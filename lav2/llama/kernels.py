@@ -69,6 +69,35 @@ def biased_and_scaled(y: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
 
 
 @fusible
+def slopes(slope: Tensor, z: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From the gradient of ``z = s · (y + b)`` those of ``y``, in its dtype, and of ``b`` and ``s``, in fp32."""
+    wide = slope.float() * scale.float()
+    rows = (-1, slope.shape[-1])
+    of_scale = (slope.float() * z.float()).reshape(rows).sum(0) / scale.float()
+    return wide.to(slope.dtype), wide.reshape(rows).sum(0), torch.where(scale == 0, 0.0, of_scale)
+
+
+class TrainedScale(torch.autograd.Function):
+    """:func:`biased_and_scaled` for training: it keeps its result, where autograd would keep ``y``.
+
+    What follows a linear layer (SwiGLU, attention's values) keeps that result anyway, so that it takes no memory of its
+    own; and ``y + b`` is the result divided by ``s``. The gradient of a scale that is exactly 0 counts as 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+        z = biased_and_scaled(y, bias, scale)
+        ctx.save_for_backward(z, scale)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        z, scale = ctx.saved_tensors
+        found = zip(slopes(slope, z, scale), ctx.needs_input_grad, strict=True)
+        return tuple(gradient if wanted else None for gradient, wanted in found)
+
+
+@fusible
 def loss_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross entropy of ``logits`` (N, V) at ``labels`` (N,), and its gradient, both in fp32."""
     log_probabilities = F.log_softmax(logits.float(), dim=-1)

@@ -29,6 +29,7 @@ def arguments():
         kernels.biased: (x, parameter(SIZE)),
         kernels.scaled: (x, parameter(SIZE)),
         kernels.biased_and_scaled: (x, parameter(SIZE), parameter(SIZE)),
+        kernels.TrainedScale.apply: (x, parameter(SIZE), parameter(SIZE)),
     }
 
 
@@ -44,6 +45,29 @@ def test_loss_and_slope_are_those_of_torch():
     loss, slope = kernels.loss_and_slope(logits.detach(), labels)
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(slope, *torch.autograd.grad(expected, logits))
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_a_scale_that_trains_keeps_its_result_alone(dtype, close):
+    """The gradients are those that autograd finds from what it was given, and of that nothing is kept."""
+    torch.manual_seed(0)
+    y = torch.randn(2, 50, SIZE).to(dtype).requires_grad_()
+    bias, scale = torch.randn(SIZE, requires_grad=True), torch.randn(SIZE, requires_grad=True)
+    slope, kept = torch.randn(2, 50, SIZE).to(dtype), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()) or x, lambda x: x):
+        output = kernels.TrainedScale.apply(y, bias, scale)
+    expected = kernels.biased_and_scaled(y, bias, scale)
+    assert torch.equal(output, expected) and set(kept) == {output.data_ptr(), scale.data_ptr()}
+    for found, plain in zip(
+        *(torch.autograd.grad(x, (y, bias, scale), slope) for x in (output, expected)), strict=True
+    ):
+        assert (found - plain).norm() <= close * plain.norm()
+
+
+def test_a_scale_of_zero_gets_no_gradient():
+    y, scale = torch.randn(3, 2), torch.tensor([0.0, 2.0], requires_grad=True)
+    kernels.TrainedScale.apply(y, torch.zeros(2), scale).sum().backward()
+    torch.testing.assert_close(scale.grad, torch.tensor([0.0, y[:, 1].sum()]))
 
 
 @pytest.mark.slow
