@@ -2,8 +2,9 @@
 
     python -m benchmarks [training generation …]
 
-:mod:`benchmarks.memory` has none and is run by itself. Figures are kept in ``outputs/benchmarks/<name>.json``; a
-benchmark whose figures are there is not run again. One that fails loses none of the others: it is named at the end. The page is ``benchmarks/results.md`` with ``results.png``.
+:mod:`benchmarks.memory` has none and is run by itself. Figures are kept in ``outputs/benchmarks/<name>.json``; one
+whose figures are there is not run again. One that fails loses none of the others: it is named at the end. The page is
+``benchmarks/results.md`` with ``results.png``.
 """
 
 import argparse
