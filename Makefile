@@ -35,7 +35,7 @@ family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one 
 claims: $(VENV)/drawing ## the papers' claims on the embedded world, 58 short runs → docs/claims.md (seventy minutes on two cores)
 	$(RUN) -m lav2.claims
 
-claims-full: $(VENV)/drawing ## the same with more arms (two hours more)
+claims-full: $(VENV)/drawing ## the same with more arms (an hour more)
 	$(RUN) -m lav2.claims --full
 
 $(VENV)/drawing: $(VENV)/installed pyproject.toml
