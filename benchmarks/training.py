@@ -318,15 +318,18 @@ def run(
                     print(f"  {name}", file=sys.stderr, flush=True)
                     if not any(Path(folder).iterdir()):
                         apart(write_weights, folder, SHAPES[case[0]])
+                    started = time.perf_counter()
                     try:
-                        file.write_text(json.dumps(apart(compare, folder, *case, ours, repetitions)))
+                        found = apart(compare, folder, *case, ours, repetitions)
                     except BrokenProcessPool:
                         print(f"  {name}: the system ended it, most likely for want of memory", file=sys.stderr)
                         failed.append(name)
                         continue
+                    file.write_text(json.dumps(found | {"minutes": (time.perf_counter() - started) / 60}))
                 results.append(json.loads(file.read_text()))
     return environment("transformers", "peft", "litgpt") | {
         "repetitions": repetitions,
+        "minutes": sum(one["minutes"] for one in results),
         "results": results,
         "failed": failed,
     }
