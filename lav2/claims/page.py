@@ -58,8 +58,9 @@ def verdicts(claims: Sequence[Claim], results: Results) -> str:
         f"Of {words.total()} comparisons with a verdict: {counts}. The first of each claim is the claim itself, the "
         f"others are where else it may hold; {unclaimed} more are measured that no paper claims.",
         table(["claim", "what must come out", "effect ± spread", "verdict"], rows),
-        f"The rule, fixed in `lav2/claims/verdict.py` before the runs: {RULE} Each claim's file in "
-        "`conf/experiment/claims/` names its arms.",
+        f"The rule, in `lav2/claims/verdict.py`: {RULE} What counts as reproduced was fixed before the first runs. "
+        "After a first sweep had been seen, losses, fairer arms and the last condition of *not decidable* (which had "
+        "asked it of the better arm alone) were added. Each claim's file in `conf/experiment/claims/` names its arms.",
     ]
     return "\n\n".join(parts)
 

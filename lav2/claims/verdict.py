@@ -1,4 +1,4 @@
-"""When a claim counts as reproduced: fixed here, in code, before the runs."""
+"""When a claim counts as reproduced."""
 
 import statistics
 from collections.abc import Sequence
