@@ -107,6 +107,7 @@ def test_a_comparison_that_is_ended_loses_none_of_the_others(tmp_path, monkeypat
         return {"ours": ours}
 
     monkeypatch.setattr(training, "compare", compare)
+    monkeypatch.setattr(training, "environment", lambda *packages: {})  # peers are not there where tests run
     monkeypatch.setattr(training, "write_weights", lambda folder, shape: None)
     monkeypatch.setattr(training, "apart", lambda work, *arguments: work(*arguments))
     case, methods = ("smollm2", "float32", "4x256"), ("prompts", "lora", "bias_and_prompts")
