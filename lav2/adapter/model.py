@@ -88,8 +88,7 @@ class CaptionGroup(nn.Module):
 
 
 def new_gate(llama: Llama, config: AdapterConfig) -> Gate:
-    per_head, tanh, random = config.gate == "per_head", config.gate_activation == "tanh", config.gate_init == "random"
-    return Gate(llama.config.num_heads, per_head, tanh, config.new_gate, random)
+    return Gate(llama.config.num_heads, config.gate == "per_head", config.gate_activation == "tanh", config.new_gate)
 
 
 def new_mixture(size: int, config: MixtureConfig) -> MixtureOfModality:
@@ -115,6 +114,9 @@ class AdaptedLlama(nn.Module):
         if config.sees:
             groups["caption"] = CaptionGroup(llama, config, feature_width)
         self.adapter = nn.ModuleDict(groups)
+        if config.gate_init == "random":  # drawn last: all else starts as it does beside gates of zero
+            for gate in filter(lambda module: isinstance(module, Gate), self.adapter.modules()):
+                nn.init.normal_(gate.weight)
 
     def forward(
         self, tokens: Tensor, visual: Tensor | None = None, task: str | None = None, has_image: Tensor | None = None

@@ -12,15 +12,12 @@ class Gate(nn.Module):
 
     One gate per head, or one for all (``per_head=False``, V1's first release), through tanh unless ``tanh=False``.
     ``new_gate`` adds a factor of its own for all heads, 1 at the start (the authors' released LORA models).
-    ``random`` starts from N(0, 1) instead, where the answer of untrained prompts enters at once.
     """
 
-    def __init__(
-        self, num_heads: int, per_head: bool = True, tanh: bool = True, new_gate: bool = False, random: bool = False
-    ):
+    def __init__(self, num_heads: int, per_head: bool = True, tanh: bool = True, new_gate: bool = False):
         super().__init__()
         gates = num_heads if per_head else 1
-        self.weight = nn.Parameter(torch.randn(gates) if random else torch.zeros(gates))
+        self.weight = nn.Parameter(torch.zeros(gates))
         self.new_gate = nn.Parameter(torch.ones(1)) if new_gate else None
         self.tanh = tanh
 

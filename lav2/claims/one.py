@@ -1,9 +1,11 @@
 """One run of the sweep in a process of its own: train an arm and measure it, or go on where it stopped."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
 
 from lav2.cli import CONF, clear_errors, quiet, register_resolvers
@@ -26,6 +28,23 @@ def main() -> None:
         train(training, folder)
     for evaluation in evaluations:
         evaluate(evaluation)
+
+
+def forked(order: str, log: str) -> None:
+    """:func:`main` with one thread, in a process that was forked with all imports made; what it prints goes to ``log``.
+
+    Args:
+        order: what :func:`main` takes on the command line.
+    """
+    with open(log, "w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # where a run takes several devices, Lightning starts the other processes by this command
+    sys.modules["__main__"], sys.argv = sys.modules[__name__], [__file__, order]
+    with clear_errors():
+        main()
 
 
 if __name__ == "__main__":

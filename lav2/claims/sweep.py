@@ -1,22 +1,25 @@
 """Run what is left of a plan, some runs side by side, each in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lav2.claims.claim import Setting
+from lav2.claims.one import forked
 from lav2.claims.plan import Job, Plan
 from lav2.config import build_data, construct
 from lav2.errors import UserError
 
 POLL = 0.2  # seconds between looks at the running processes
+
+PROCESSES = multiprocessing.get_context("forkserver")  # imports take each run ten seconds; so they are made once
+PROCESSES.set_forkserver_preload([forked.__module__])
 
 
 def sweep(plan: Plan, setting: Setting, side_by_side: int = 2) -> list[str]:
@@ -54,7 +57,7 @@ def run_all(
     setting: Setting,
     side_by_side: int,
     tell: Callable[..., None],
-    start: Callable[[Job, Setting], subprocess.Popen] | None = None,
+    start: Callable[[Job, Setting], BaseProcess] | None = None,
 ) -> list[str]:
     """Start each job when the one it needs is trained, at most ``side_by_side`` at a time; what failed."""
     start = start or start_process
@@ -71,9 +74,9 @@ def run_all(
                     waiting.remove(job)
             tell(list(running.values()))
             time.sleep(POLL)
-            for process in [process for process in running if process.poll() is not None]:
+            for process in [process for process in running if process.exitcode is not None]:
                 job = running.pop(process)
-                if process.returncode:
+                if process.exitcode:
                     failed[job.folder] = f"{job.folder}: {last_line(log_path(job, setting))}"
                 tell(list(running.values()), job)
     finally:
@@ -82,24 +85,19 @@ def run_all(
         for process in running:
             process.terminate()  # it leaves a checkpoint to go on from
         for process in running:
-            process.wait()
+            process.join()
     return list(failed.values())
 
 
-def start_process(job: Job, setting: Setting) -> subprocess.Popen:
+def start_process(job: Job, setting: Setting) -> BaseProcess:
     """Train and measure ``job`` in a process with one thread; what it prints goes into a file."""
     evaluations = [setting.values["evaluations"][ability] for ability in job.unmeasured(setting)]
     order = {"folder": str(job.folder), "train": list(job.overrides), "evaluations": evaluations}
     log = log_path(job, setting)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lav2.claims.one", json.dumps(order)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    process = PROCESSES.Process(target=forked, args=(json.dumps(order), str(log)))
+    process.start()
+    return process
 
 
 def prepare(jobs: Sequence[Job], setting: Setting) -> None:

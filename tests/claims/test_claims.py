@@ -175,10 +175,10 @@ class Done:
     def __init__(self, code):
         self.code, self.looks = code, 0
 
-    def poll(self):
+    @property
+    def exitcode(self):
         self.looks += 1
-        self.returncode = self.code if self.looks > 1 else None
-        return self.returncode
+        return self.code if self.looks > 1 else None
 
 
 def job(tmp_path, name, needs=None):
@@ -200,6 +200,14 @@ def test_runs_side_by_side_wait_for_what_they_start_from(tmp_path, monkeypatch):
     failed = run_all(left, setting, 2, lambda running, ended=None: most.append(len(running)), start)
     assert sorted(started) == ["a", "b", "bad", "early", "late"] and started.index("late") > started.index("early")
     assert max(most) == 2 and len(failed) == 2 and any("orphan" in line and "not run" in line for line in failed)
+
+
+def test_a_run_in_a_process_of_its_own_says_why_it_failed(tmp_path):
+    failing = replace(job(tmp_path, "failing"), overrides=["claims=world", "llama.path=/nowhere"])
+    setting = SimpleNamespace(folder=tmp_path, values={"evaluations": {}})
+    done = run_all([failing], setting, 1, lambda *_: None)
+    assert len(done) == 1 and done[0].startswith(f"{failing.folder}: ") and "/nowhere" in done[0]
+    assert "Traceback" not in sweep.log_path(failing, setting).read_text()
 
 
 SMALL = [

@@ -24,15 +24,19 @@ def world(tmp_path_factory):
 
 
 def test_random_gates_let_untrained_prompts_in(llama, tokens, features):
-    torch.manual_seed(0)
-    zero, random_gates = (
-        adapt(llama, small_adapter(gate_init=init), feature_width=16).eval() for init in ("zero", "random")
-    )
+    models = []
+    for init in ("zero", "random"):
+        torch.manual_seed(0)
+        models.append(adapt(llama, small_adapter(gate_init=init), feature_width=16).eval())
+    zero, random_gates = models
     frozen = llama(tokens)
     assert torch.equal(zero(tokens, features), frozen)
     assert not torch.allclose(random_gates(tokens, features), frozen)
+    started = dict(zero.adapter.named_parameters())
     gates = [value for name, value in random_gates.adapter.named_parameters() if "gate" in name]
     assert len(gates) == 5 and all((gate != 0).all() for gate in gates)
+    others = {name: value for name, value in random_gates.adapter.named_parameters() if "gate" not in name}
+    assert others and all(torch.equal(value, started[name]) for name, value in others.items())  # the gates alone differ
     with pytest.raises(UserError, match="adapter.gate_init is 'one'; choose one of zero, random"):
         adapt(llama, small_adapter(gate_init="one"), feature_width=16)
 
