@@ -5,7 +5,7 @@ clock stops when every weight has been used once: where no cast is needed, trans
 file until then and for good, while lav2 copies and checks them. The file is in the page cache, so the disk plays no
 part. Memory is the peak of the resident set above what it was after the imports.
 
-    python -m benchmarks.loading [--hidden-size 2048] [--layers 10] [--rounds 3] [--json results.json]
+    python -m benchmarks.loading [--hidden-size 2048] [--layers 19] [--rounds 3] [--json results.json]
 """
 
 import argparse
@@ -101,7 +101,7 @@ def in_fresh_process(call: str, *arguments: object) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(hidden_size: int = 2048, layers: int = 10, rounds: int = 3) -> dict:
+def run(hidden_size: int = 2048, layers: int = 19, rounds: int = 3) -> dict:
     """Interleaved rounds: ``{"file_bytes": …, "bfloat16": {"lav2": {"seconds": [one a round], "peak": […]}}, …}``."""
     runs: dict[tuple[str, str], list[dict]] = {(dtype, name): [] for dtype in DTYPES for name in LOADERS}
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +129,7 @@ def lines(found: dict) -> Iterator:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden-size", type=int, default=2048, help="a multiple of 64")
-    parser.add_argument("--layers", type=int, default=10)
+    parser.add_argument("--layers", type=int, default=19)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="where to write the results")
     options = parser.parse_args()

@@ -88,7 +88,15 @@ def build_optim(cfg: DictConfig) -> dict[str, TaskOptim]:
 
 
 def build_trainer(cfg: DictConfig, **more: Any) -> Trainer:
-    """Lightning's Trainer from the groups ``trainer`` and ``strategy``."""
+    """Lightning's Trainer from the groups ``trainer`` and ``strategy``.
+
+    Lightning counts ``val_check_interval`` in batches, from the start of each epoch unless told otherwise; here it is
+    steps, of the whole run.
+    """
+    interval = cfg.trainer.get("val_check_interval")
+    if type(interval) is int:
+        batches = interval * cfg.trainer.get("accumulate_grad_batches", 1)
+        more |= {"val_check_interval": batches, "check_val_every_n_epoch": None}
     return construct("trainer", cfg.trainer, **construct("strategy", cfg.strategy), **more)
 
 

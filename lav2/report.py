@@ -13,7 +13,7 @@ from lav2.cli import clear_errors
 from lav2.errors import UserError
 from lav2.evaluation.report import Report
 from lav2.evaluation.run_charts import charts, save_png, svg
-from lav2.evaluation.runs import Group, Run, find_runs, group_runs, outcome_names, show, varied
+from lav2.evaluation.runs import Group, Run, find_runs, group_runs, outcome_names, show, unlike, varied
 
 SCORES_SHOWN = 6  # of each evaluation, unless --show says which
 
@@ -144,7 +144,13 @@ def page(
 
 def told(runs: Sequence[Run]) -> str:
     lost = sum(not run.counts for run in runs)
-    return f"{len(runs)} runs" + (f", of which {lost} did not finish" if lost else "")
+    lines = [f"{len(runs)} runs" + (f", of which {lost} did not finish" if lost else "")]
+    for name, differing in unlike(runs).items():
+        lines.append(
+            f"{name} was not made alike in all of them (they differ in {', '.join(differing)}): compare with care; "
+            "where runs of one group differ there is no mean; evaluate them again alike"
+        )
+    return "; ".join(lines)
 
 
 def count(group: Group) -> str:

@@ -73,6 +73,10 @@ def export(args: Namespace) -> None:
     llama = load_llama(base, torch.float32 if dtype == torch.float16 else dtype)
     export_llama(load_adapter(folder, llama), tokenizer, args.folder, dtype, args.text_only)
     print(f"the folded LLaMA is in {args.folder}")
+    if rounded := config.get("quantize"):
+        print(
+            f"it is made of the plain base, and the adapter was trained on one rounded to {rounded}: scores may differ"
+        )
 
 
 def push(args: Namespace) -> None:

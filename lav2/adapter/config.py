@@ -199,8 +199,11 @@ class AdapterConfig:
         found = []
         if not last:
             found.append("adapter.fusion=late adds what is seen to adaptation prompts, but adapter.prompt_layers is 0")
-        if self.projector.kind == "linear_patches":
-            found.append("adapter.projector.kind=linear_patches makes a prompt a patch; it needs adapter.fusion=early")
+        if self.projector.kind in ("linear_patches", "mlp"):
+            found.append(
+                f"adapter.projector.kind={self.projector.kind} makes each patch a prompt of its own, which "
+                "adapter.fusion=late cannot add to adaptation prompts; choose queries, linear_pooled or bottleneck"
+            )
         if self.projector.kind == "queries" and self.visual_length not in (1, self.prompt_length):
             found.append(
                 f"adapter.visual_length {self.visual_length} must equal adapter.prompt_length {self.prompt_length} "

@@ -54,8 +54,13 @@ def check_foldable(adapter: AdapterConfig, llama: LlamaConfig, text_only: bool =
     """Refuse an adapter that no plain LLaMA can stand for.
 
     Raises:
-        UserError: it has prompts, or a visual path that is not to be left out.
+        UserError: it has prompts, image tokens or mixtures, or a visual path that is not to be left out.
     """
+    if adapter.fusion == "tokens":
+        raise UserError(
+            "this adapter reads images as tokens (adapter.fusion=tokens, LaVIN), and neither its modality token nor "
+            "its mixtures can be folded into weights: share it as it is"
+        )
     if prompts := adapter.last_layers(llama):
         raise UserError(
             f"this adapter has prompts in its last {prompts} layers, and prompts cannot be folded into weights: only "
@@ -118,6 +123,7 @@ def absorb(model: AdaptedLlama) -> AdaptedLlama:
         for room, names in ROOMS.items():
             # transformers knows biases in all linears of a room or in none
             biased = config.bias and not set(names).isdisjoint(config.linears)
+            biased = biased or any(getattr(getattr(block, room), name).bias is not None for name in names)
             for name in names:
                 linear = getattr(getattr(block, room), name)
                 own = tuning.linears[name] if name in tuning.linears else LinearTuning(linear, False, "none")

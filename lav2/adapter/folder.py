@@ -1,6 +1,7 @@
 """The adapter folder, which people share: ``adapter_config.json`` and ``adapter_model.safetensors``, megabytes."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def check_base(folder: str | Path, config: dict[str, Any], shape: LlamaConfig, f
     differences = [
         f"{name} {value} instead of {trained_on[name]}"
         for name, value in asdict(shape).items()
-        if value != trained_on[name] and name != "max_length"  # formats differ in what they say of the longest sequence
+        if not alike(value, trained_on[name]) and name != "max_length"  # formats differ in what they call the longest
     ]
     if differences:
         raise UserError(
@@ -97,6 +98,13 @@ def check_base(folder: str | Path, config: dict[str, Any], shape: LlamaConfig, f
             f"the adapter in {folder} was trained on other base weights of the same shape (fingerprint "
             f"{config['base']['fingerprint']}, this model has {found}): give the base it was trained on"
         )
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two settings are the same; GGUF files round theirs to float32."""
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
 
 
 def read_weights(model: AdaptedLlama, weights: str | Path) -> None:

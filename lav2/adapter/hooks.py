@@ -38,8 +38,8 @@ class AdapterHooks(BlockHooks):
         seen: what the block reads of images, in a pass with images.
         outer: the same pass's hooks outside of the blocks.
         prompt_projection: see :class:`lav2.adapter.AdapterConfig`.
-        keep: compute the prompts' keys and gated values once and keep them; only for generation, where the same hooks
-            serve every step and no gradient flows.
+        keep: compute the prompts' keys and gated values, and scales times biases, once and keep them; only for
+            generation, where the same hooks serve every step and no gradient flows.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class AdapterHooks(BlockHooks):
         self.prompt_projection, self.keep = prompt_projection, keep
         self.kept: list[tuple[Tensor, Tensor, None]] | None = None
         self.kept_route: Tensor | None = None
+        tuned = tuning.linears.items() if keep else ()
+        self.kept_affine = {name: linear.affine() for name, linear in tuned}
 
     def norm(self, name: str, norm: RMSNorm, x: Tensor) -> Tensor:
         x = self.tuning.norms[name](norm, x, self.train) if name in self.tuning.norms else norm(x)
@@ -75,7 +77,10 @@ class AdapterHooks(BlockHooks):
     def linear(self, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
         if name not in self.tuning.linears:
             return linear(x)
-        return self.tuning.linears[name](linear, x, self.train)
+        if (affine := self.kept_affine.get(name)) is None:
+            return self.tuning.linears[name](linear, x, self.train)
+        shift, scale = affine
+        return torch.addcmul(shift, linear(x), scale).to(x.dtype)
 
     def attend(self, attention: Attention, query: Tensor, output: Tensor) -> Tensor:
         prompts = self.kept

@@ -157,7 +157,8 @@ class AdaptedLlama(nn.Module):
     ) -> list[BlockHooks]:
         """The adapter as hooks for ``self.llama``, bound to the images of one batch.
 
-        With ``keep`` the prompts' keys and values are computed once and serve every later step (generation only).
+        With ``keep`` the prompts' keys and values, scales times biases, and the route through mixtures are computed
+        once and serve every later step: for generation, which mixtures cannot do without.
         """
         train = trains("instruction", task, self.config.ownership)
         instruction: InstructionGroup = self.adapter["instruction"]

@@ -79,19 +79,20 @@ def rows(model: nn.Module) -> Iterator[tuple[str, str, int, int]]:
         yield who, what, count, size
 
 
-def parameter_summary(model: nn.Module) -> dict:
+def parameter_summary(model: nn.Module, groups: Iterable[str] = TASKS) -> dict:
     """What ``parameters.json`` says: every part with owner, count and bytes, each owner's total, and the owner of each
-    parameter by name. ``percent_of_base`` relates what trains to the frozen language model."""
+    parameter by name. ``trainable`` counts the ``groups`` that train, and ``percent_of_base`` relates it to the frozen
+    language model."""
     parts = [{"owner": who, "part": what, "count": count, "bytes": size} for who, what, count, size in rows(model)]
     totals = {who: sum(p["count"] for p in parts if p["owner"] == who) for who in (*TASKS, FROZEN)}
-    trainable = totals["caption"] + totals["instruction"]
+    trainable = sum(totals[group] for group in groups)
     return {
         "parts": parts,
         "groups": {
             who: {"count": totals[who], "bytes": sum(p["bytes"] for p in parts if p["owner"] == who)} for who in totals
         },
         "trainable": trainable,
-        "total": trainable + totals[FROZEN],
+        "total": sum(totals.values()),
         "percent_of_base": round(100 * trainable / sum(p["count"] for p in parts if p["part"] == "language model"), 4),
         "owners": {name: owner(name) for name, _ in model.named_parameters()},
     }

@@ -64,10 +64,20 @@ class LinearTuning(nn.Module):
         return y if bias is None else biased(y, bias)
 
     @torch.no_grad()
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """(s · b, s) in fp32 where this is all of it, ``y = s · W x + s · b``; elsewhere ``None``."""
+        if self.scale_side != "output" or self.bias is None or self.lora is not None:
+            return None
+        scale = self.scale.detach().float()
+        return scale * self.bias.float(), scale
+
+    @torch.no_grad()
     def fold(self, linear: nn.Linear) -> nn.Linear:
         """One plain linear layer with a bias that computes the same."""
         folded = Linear(linear.in_features, linear.out_features, dtype=linear.weight.dtype, device=linear.weight.device)
         weight, bias = linear.weight.float(), torch.zeros(linear.out_features, device=linear.weight.device)
+        if linear.bias is not None:  # of an adapter that has been folded before
+            bias = bias + linear.bias
         if self.lora is not None:
             weight = weight + self.lora.update()
         if self.bias is not None:

@@ -35,7 +35,7 @@ def evaluated(run: Path) -> list[tuple[Path, str]]:
     """Pictures of the run's evaluations, with as many different questions as there are."""
     asked, times = [], Counter()
     for file in sorted((run / "evaluation").glob("*/predictions.jsonl")):
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, file.read_text(encoding="utf-8").split("\n")):
             entry = json.loads(line)
             if entry.get("image"):
                 asked.append((times[entry["prompt"]], Path(entry["image"]), entry["prompt"]))

@@ -142,12 +142,13 @@ class Setting:
         return [name for name in self.values["evaluations"] if name in (*needed, *arm.evaluate)]
 
     @cached_property
-    def evaluations(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """For each ability the evaluation's name, which is its folder's, and its settings."""
+    def evaluations(self) -> dict[str, tuple[str, dict[str, Any], DictConfig]]:
+        """For each ability the evaluation's name (its folder's), its settings, and all that evaluate.py gets."""
         found = {}
         for ability, overrides in self.values["evaluations"].items():
             config = compose("evaluate", [*overrides, "run=."])
-            found[ability] = overrides[0].removeprefix("eval="), OmegaConf.to_container(config.eval, resolve=True)
+            name = overrides[0].removeprefix("eval=")
+            found[ability] = name, OmegaConf.to_container(config.eval, resolve=True), config
         return found
 
 

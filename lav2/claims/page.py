@@ -39,7 +39,8 @@ def head(results: Results) -> str:
 
 def command(results: Results) -> str:
     overrides = [one for one in results.setting.overrides if one != "claims=world"]
-    return " ".join(["python -m lav2.claims", *overrides])
+    full = any(job.arm.full for job in results.plan.jobs)
+    return " ".join(["python -m lav2.claims", *(["--full"] if full else []), *overrides])
 
 
 def verdicts(claims: Sequence[Claim], results: Results) -> str:
@@ -59,10 +60,16 @@ def verdicts(claims: Sequence[Claim], results: Results) -> str:
         f"others are where else it may hold; {unclaimed} more are measured that no paper claims.",
         table(["claim", "what must come out", "effect ± spread", "verdict"], rows),
         f"The rule, in `lav2/claims/verdict.py`: {RULE} What counts as reproduced was fixed before the first runs. "
-        "After a first sweep had been seen, losses, fairer arms and the last condition of *not decidable* (which had "
-        "asked it of the better arm alone) were added. Each claim's file in `conf/experiment/claims/` names its arms.",
+        "After a first sweep had been seen, losses, fairer arms and the last two conditions of *not decidable* were "
+        "added, and later the floor of questions for what experts are asked. Floors: "
+        f"{floors(results)}. Each claim's file in `conf/experiment/claims/` names its arms.",
     ]
     return "\n\n".join(parts)
+
+
+def floors(results: Results) -> str:
+    stated = results.setting.values["floors"]
+    return ", ".join(f"{spaced(name)} {value:g}" for name, value in stated.items())
 
 
 def meanings(claims: Sequence[Claim], results: Results) -> str:

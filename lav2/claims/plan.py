@@ -13,8 +13,9 @@ from rich.table import Table
 from lav2.claims.claim import Arm, Claim, Setting, merged
 from lav2.config import has_weights, problems
 from lav2.errors import UserError
+from lav2.evaluation.run import model_of
 from lav2.evaluation.runs import read
-from lav2.run_folder import CONFIG, RECORD
+from lav2.run_folder import CONFIG, RECORD, adapter_folder
 from lav2.training.run import IDENTITY, compare
 
 NAMES = ("arm", "name", "setting", "hydra", "callbacks", "logger", "resume")  # what makes no other model
@@ -74,12 +75,14 @@ class Job:
         return True
 
     def unmeasured(self, setting: Setting) -> list[str]:
-        """The abilities that have not been measured yet, or with other settings."""
+        """The abilities that have not been measured yet, or of another adapter or with other settings."""
         left = []
         for ability in self.abilities:
-            name, settings = setting.evaluations[ability]
+            name, settings, config = setting.evaluations[ability]
             folder = self.folder / "evaluation" / name
-            if not (folder / "scores.json").is_file() or read(folder / "settings.json").get("eval") != settings:
+            made = read(folder / "settings.json")
+            there = (folder / "scores.json").is_file() and made.get("eval") == settings
+            if not there or made.get("model") != model_of(config, adapter_folder(self.folder)):
                 left.append(ability)
         return left
 

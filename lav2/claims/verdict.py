@@ -13,7 +13,7 @@ RULE = (
     f"**{REPRODUCED.capitalize()}**: the effect has the paper's sign in every seed, and its mean exceeds {FACTOR:g} "
     f"spreads. **{NOT_REPRODUCED.capitalize()}**: it has another sign in a seed, or is smaller. "
     f"**{NOT_DECIDABLE.capitalize()}**: there are fewer seeds, nothing here measures it, both arms are the same model, "
-    "or an arm has hardly learnt what the comparison rests on."
+    "neither arm reaches the floor of what is compared, or the one that is said to do harm that of what it learnt."
 )
 
 

@@ -55,7 +55,8 @@ class Instructions:
         problems = Problems("instructions", self.on_error, self.max_bad)
         examples = read_instructions(self.files, problems)
         if self.limit is not None:
-            examples = examples[:: max(1, len(examples) // max(1, self.limit))][: self.limit]
+            count = min(max(1, self.limit), len(examples))
+            examples = [examples[place * len(examples) // count] for place in range(count)]
         read = self.read_references(predictor, examples)
         for example, reading in zip(examples, read, strict=True):
             if not reading["tokens"]:

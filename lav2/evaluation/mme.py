@@ -163,12 +163,15 @@ class MME:
         said = [read_yes_no(answer) for answer in answers]
         categories = category_scores(questions, said)
         totals = {
-            name: sum(categories[category]["score"] for category in members if category in categories)
+            name: sum(found) if (found := [categories[one]["score"] for one in members if one in categories]) else None
             for name, members in {"perception": PERCEPTION, "cognition": COGNITION}.items()
         }
+        missing = [category for category in PERCEPTION + COGNITION if category not in categories]
         scores: dict[str, Any] = totals | {category: values["score"] for category, values in categories.items()}
         scores |= {"split": Path(self.data).stem, "questions": len(questions)}
         scores |= {"other": said.count("other"), "skipped": problems.skipped}
+        if missing:
+            scores["missing"] = ", ".join(missing)
         predictions = [
             Prediction(
                 f"{question.name} {question.question}",
@@ -181,6 +184,9 @@ class MME:
             for question, answer, label in zip(questions, answers, said, strict=True)
         ]
         images = Counter(question.category for question in questions)
+        this_run = (
+            f"this run, {len(categories)} categories of {len(categories) + len(missing)}" if missing else "this run"
+        )
         tables = [
             ScoreTable(
                 "by category",
@@ -190,7 +196,7 @@ class MME:
             ScoreTable(
                 "beside published totals, on the whole of MME",
                 ["", "perception", "cognition"],
-                [["this run", *totals.values()], *([name, *values] for name, values in PUBLISHED.items())],
+                [[this_run, *totals.values()], *([name, *values] for name, values in PUBLISHED.items())],
             ),
         ]
         settings = {"generation": dict(self.generation), "problems": problems.places}

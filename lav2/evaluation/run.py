@@ -35,14 +35,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     adapter = adapter_folder(folder)
     if adapter == folder and folder.name == "adapter" and (folder.parent / CONFIG).is_file():
         folder = folder.parent
+    if cfg.experts and "experts" not in cfg.eval:
+        raise UserError("experts=… is for eval=experts alone, no other evaluation asks them: leave it out")
     task = construct("eval", cfg.eval)
     config = read_adapter_config(adapter)
-    settings = {"base": cfg.base, "vision_weights": cfg.vision_weights, "dtype": cfg.dtype}
-    if (quantize := find_quantization(config, cfg.quantize)) is not None:
-        settings["quantize"] = quantize
+    model = model_of(cfg, adapter)
     predictor = Predictor(
-        partial(load, adapter, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype], quantize=quantize),
-        model_identity(adapter, **settings),
+        partial(load, adapter, cfg.base, cfg.vision_weights, DTYPES[cfg.dtype], quantize=model.get("quantize")),
+        model,
         folder / "evaluation" / task.name,
         config["caption_prompts"],
     )
@@ -54,6 +54,14 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     print_scores(results)
     print(f"scores, predictions and report.html are in {where}")
     return results.scores
+
+
+def model_of(cfg: DictConfig, adapter: Path) -> dict[str, str | None]:
+    """What the answers to ``cfg``'s questions depend on: see :func:`lav2.evaluation.predict.model_identity`."""
+    settings = {"base": cfg.base, "vision_weights": cfg.vision_weights, "dtype": cfg.dtype}
+    if (quantize := find_quantization(read_adapter_config(adapter), cfg.quantize)) is not None:
+        settings["quantize"] = quantize
+    return model_identity(adapter, **settings)
 
 
 def print_scores(results: Results) -> None:

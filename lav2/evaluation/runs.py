@@ -32,7 +32,8 @@ class Run:
     """One run folder: its settings by dotted name, how it ended, and what came out by name.
 
     ``state`` is ``finished``, ``failed``, ``stopped``, ``running`` or ``killed`` (known on the machine it ran
-    on); ``unknown`` without a ``run.json``, ``unreadable`` where a file is damaged. ``reason`` says why.
+    on); ``unknown`` without a ``run.json``, ``unreadable`` where a file is damaged. ``reason`` says why. ``scored``
+    holds for each evaluation how it was made: its split, its settings and the base's data type.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Run:
     outcomes: Mapping[str, float]
     state: str = "unknown"
     reason: str = ""
+    scored: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def seed(self) -> Any:
@@ -63,8 +65,9 @@ class Spread:
 
     @property
     def std(self) -> float | None:
-        """The sample standard deviation (n - 1); one value has none."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """The sample standard deviation (n - 1); one value has none, nor have values that are not finite."""
+        known = len(self.values) > 1 and all(map(math.isfinite, self.values))
+        return statistics.stdev(self.values) if known else None
 
     def __str__(self) -> str:
         """Two digits of the standard deviation, and as many places of the mean."""
@@ -117,9 +120,11 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     record = read(folder / RECORD)
     outcomes: dict[str, float] = losses(folder / "metrics.csv")
+    scored = {}
     for path in sorted(folder.glob("evaluation/*/scores.json")):
-        scores = leaves(read(path))
-        outcomes |= {f"{path.parent.name}/{name}": value for name, value in scores if is_number(value)}
+        scores = read(path)
+        outcomes |= {f"{path.parent.name}/{name}": value for name, value in leaves(scores) if is_number(value)}
+        scored[path.parent.name] = conditions(scores, read(path.with_name("settings.json")))
     if trainable := read(folder / "parameters.json").get("trainable"):
         outcomes["trainable_parameters"] = trainable
     outcomes |= {name: record[name] for name in ("seconds", "peak_memory_mb") if is_number(record.get(name))}
@@ -127,7 +132,14 @@ def read_run(folder: str | Path) -> Run:
     state = record.get("state", "unknown")
     if state == "running" and is_gone(record.get("process", "")):
         state = "killed"
-    return Run(folder, settings, outcomes, state, record.get("reason") or "")
+    return Run(folder, settings, outcomes, state, record.get("reason") or "", scored)
+
+
+def conditions(scores: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation's scores depend on besides the run; where its files lie is left out."""
+    made = [pair for part in ("eval", "model") for pair in leaves(settings.get(part) or {})]
+    values = {name: value for name, value in made if name != "adapter" and os.sep not in str(value)}
+    return {"split": scores.get("split")} | values
 
 
 def is_gone(process: str) -> bool:
@@ -153,6 +165,8 @@ def losses(metrics: Path) -> dict[str, float]:
     found = {}
     for name in rows[0] if rows else ():
         values = [float(row[name]) for row in rows if row[name]]
+        if name.startswith("train/"):  # without the steps that on_nan=skip left out
+            values = [value for value in values if math.isfinite(value)]
         if name.endswith("_loss") and values:
             last = 1 if name.startswith("val/") else math.ceil(TAIL * len(values))
             found[name] = statistics.fmean(values[-last:])
@@ -170,10 +184,24 @@ def varied(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def unlike(runs: Iterable[Run]) -> dict[str, list[str]]:
+    """The evaluations that were not made alike in all ``runs`` that count → in what they differ."""
+    scored: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for name, made in run.scored.items() if run.counts else ():
+            scored.setdefault(name, []).append(made)
+    found = {}
+    for name, each in scored.items():
+        settings = dict.fromkeys(setting for made in each for setting in made)
+        found[name] = [one for one in settings if len({repr(made.get(one)) for made in each}) > 1]
+    return {name: differing for name, differing in found.items() if differing}
+
+
 def group_runs(runs: Sequence[Run], by: Sequence[str] | None = None) -> list[Group]:
     """Join the runs that agree in the settings ``by`` (default: all varied ones), so that seeds become a spread.
 
-    Groups are in the order of their settings; an outcome is of the runs that finished and have it.
+    Groups are in the order of their settings; an outcome is of the runs that finished and have it. Scores that were not
+    made alike (see :func:`unlike`) have no mean.
     """
     names = varied(runs) if by is None else by
     members: dict[str, list[Run]] = {}
@@ -182,7 +210,9 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] | None = None) -> list[Gro
     groups = []
     for alike in members.values():
         counted = [run.outcomes for run in alike if run.counts]
-        values = {name: Spread([one[name] for one in counted if name in one]) for name in outcome_names(alike)}
+        mixed = unlike(alike)
+        names_of = [name for name in outcome_names(alike) if name.split("/")[0] not in mixed]
+        values = {name: Spread([one[name] for one in counted if name in one]) for name in names_of}
         settings = {name: alike[0].settings.get(name) for name in names}
         groups.append(Group(settings, alike, {name: spread for name, spread in values.items() if spread.values}))
     return sorted(groups, key=lambda group: [order(value) for value in group.settings.values()])

@@ -28,6 +28,8 @@ class ReadyAnswers:
         UserError: the file cannot be read, or a line of it; and, asked about an image, that it tells nothing of it.
     """
 
+    by_name = True
+
     def __init__(self, file: str | Path, field: str = "text", name: str = "notes"):
         self.file, self.name = Path(file), name
         self.texts: dict[str, str] = {}

@@ -120,7 +120,7 @@ def read_lines(path: str | Path) -> list[str]:
         UserError: there is no such file.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # JSON may hold the other signs that end a line
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     return [line.strip() for line in lines if line.strip()]

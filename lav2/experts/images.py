@@ -46,7 +46,8 @@ def digest(*parts: object) -> str:
 class AnswerCache:
     """Experts' answers by image: in memory as long as the expert lives and, given a ``folder``, on disk.
 
-    On disk are the answers of experts with a ``fingerprint`` only: of others it is not known what they depend on.
+    On disk are the answers of experts with a ``fingerprint`` only: of others it is not known what they depend on. An
+    expert that goes ``by_name`` is asked each time, for one picture may have several names.
     """
 
     def __init__(self, folder: str | Path | None = None):
@@ -54,6 +55,8 @@ class AnswerCache:
 
     def get(self, expert, key: str) -> str | None:
         """The answer of ``expert`` about the image ``key``, if there is one."""
+        if getattr(expert, "by_name", False):
+            return None
         text = memory(expert).get(key)
         path = self.path(expert, key)
         if text is None and path is not None and path.is_file():

@@ -4,6 +4,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
 from types import MappingProxyType
 
 import torch
@@ -142,15 +143,24 @@ class JointData(LightningDataModule):
         about_images = "instruction" in self.tasks and any(map(sources.has_images, self.instructions))
         return "caption" in self.tasks or about_images
 
-    def prepare(self, tokenizer, encoder=None, image_tokens: int | None = None, encoder_trains: bool = False) -> None:
+    def prepare(
+        self,
+        tokenizer,
+        encoder=None,
+        image_tokens: int | None = None,
+        encoder_trains: bool = False,
+        sees: bool | None = None,
+    ) -> None:
         """Give the tokenizer and the frozen encoder; without an encoder samples carry no features.
 
         Args:
             encoder: what :func:`lav2.vision.features.compute_features` takes.
             image_tokens: the places for an image among the tokens, for a model that reads images as tokens.
             encoder_trains: samples carry pixels in place of features, which would change from step to step.
+            sees: whether the model reads images; default: if there is an encoder.
         """
         self.tokenizer, self.encoder = tokenizer, encoder
+        self.sees = encoder is not None if sees is None else sees
         self.image_tokens, self.encoder_trains = image_tokens, encoder_trains
 
     def setup(self, stage: str | None = None) -> None:
@@ -205,7 +215,7 @@ class JointData(LightningDataModule):
         kept: list[tuple[Example, Sample]] = []
         for example in track(examples, f"encoding {NOUNS[task]}", disable=rank_zero_only.rank != 0):
             segments = self.template.render(example.turns, example.system)
-            has_image = example.image is not None and features is not None
+            has_image = example.image is not None and self.sees
             prefix = () if self.image_tokens is None else image_prefix(self.tokenizer, self.image_tokens, has_image)
             try:
                 kept.append((example, encode(self.tokenizer, segments, self.max_length[task], prefix)))
@@ -223,7 +233,7 @@ class JointData(LightningDataModule):
             return Samples([sample for _, sample in chosen], images, features, places)
 
         held_out = [pair for pair in kept if pair[0].key in keys]
-        held_out.sort(key=lambda pair: len(pair[1].tokens))  # batches of similar length
+        held_out = shuffled_batches(held_out, self.batch_size[task], self.seed)
         return samples([pair for pair in kept if pair[0].key not in keys]), samples(held_out)
 
     def train_dataloader(self) -> CombinedLoader | TaskCycle:
@@ -268,3 +278,12 @@ class JointData(LightningDataModule):
         return {
             task: report.summarize(self.training[task], self.held_out[task], self.problems[task]) for task in self.tasks
         }
+
+
+def shuffled_batches(pairs: list[tuple[Example, Sample]], size: int, seed: int) -> list[tuple[Example, Sample]]:
+    """The samples in batches of similar length, which come in any order: the first ones say what all would."""
+    pairs = sorted(pairs, key=lambda pair: len(pair[1].tokens))
+    batches = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    *whole, last = batches or [[]]  # the last one may be smaller
+    Random(seed).shuffle(whole)
+    return [pair for batch in (*whole, last) for pair in batch]

@@ -20,7 +20,7 @@ from lav2.training.loss import labelled_tokens, response_loss, response_losses
 from lav2.training.optimizers import TaskOptim, TaskOptimizers, learning_rate, schedule
 from lav2.training.sharding import Sharding, whole
 
-MOST_SKIPPED = 10  # steps in a row; more are no accident
+MOST_SKIPPED = 10  # steps of a group in a row; more are no accident
 
 
 class JointModule(LightningModule):
@@ -56,11 +56,12 @@ class JointModule(LightningModule):
         super().__init__()
         self.seed, self.on_nan, self.checkpoint, self.one_pass = seed, on_nan, checkpoint, one_pass
         self.step_losses: list[tuple[str, Tensor, Tensor]] = []  # task, loss, samples of each batch of this step
-        self.skipped = self.skipped_in_a_row = 0
+        self.skipped = 0
         self.model = model.train()
         self.tasks, self.ownership = list(tasks), model.config.ownership
         groups = trained_groups(model, tasks, self.ownership)
         self.optim = {group: optim[group] for group in groups}
+        self.skipped_in_a_row = dict.fromkeys(groups, 0)
         for group in TASKS:
             for parameter in owned(model, group).values():
                 parameter.requires_grad_(group in groups)
@@ -142,10 +143,12 @@ class JointModule(LightningModule):
         """
         finite = True
         for group, optim in self.optim.items():
-            if isinstance(optimizer, TaskOptimizers):
+            if isinstance(optimizer, TaskOptimizers) and optimizer.trains(group):
                 clip = optim.clip if optim.clip is not None else float("inf")
                 norm = whole(nn.utils.clip_grad_norm_(optimizer.parameters(group), clip))
-                if not torch.isfinite(norm):
+                if torch.isfinite(norm):
+                    self.skipped_in_a_row[group] = 0
+                else:
                     finite = False
                     self.leave_out(group, optimizer)
                 self.log(f"train/{group}_gradient_norm", norm)
@@ -153,7 +156,6 @@ class JointModule(LightningModule):
         if not isinstance(optimizer, TaskOptimizers):
             self.refuse_losses_that_are_not_finite()
         self.step_losses.clear()
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         self.skipped += not finite
         if self.skipped:
             self.log("train/skipped_steps", float(self.skipped))
@@ -161,9 +163,10 @@ class JointModule(LightningModule):
     def leave_out(self, group: str, optimizer: TaskOptimizers) -> None:
         """Name the batch whose loss or gradient is not finite; stop, or let ``group`` take no step."""
         line = f"step {self.global_step}: the {group} group's gradient is not finite: {self.suspects()}"
-        if self.on_nan == "stop" or self.skipped_in_a_row >= MOST_SKIPPED:
+        if self.on_nan == "stop" or self.skipped_in_a_row[group] >= MOST_SKIPPED:
             raise UserError(f"{line}. Mend the data, lower optim.{group}.optimizer.lr, or skip such steps: on_nan=skip")
         self.print(f"{line}. The step is left out.")
+        self.skipped_in_a_row[group] += 1
         for parameter in optimizer.parameters(group):
             parameter.grad = None
 
@@ -197,7 +200,7 @@ class JointModule(LightningModule):
         """Keep the adapter only: megabytes, not the base weights."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if is_adapter(name)}
-        checkpoint["skipped_steps"] = self.skipped
+        checkpoint["skipped_steps"], checkpoint["skipped_in_a_row"] = self.skipped, self.skipped_in_a_row
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another adapter: missing, unexpected or misshapen parameters.
@@ -208,6 +211,7 @@ class JointModule(LightningModule):
         if "state_dict" not in checkpoint:
             return  # DeepSpeed has loaded and checked its own, and leaves out no step
         self.skipped = checkpoint["skipped_steps"]
+        self.skipped_in_a_row |= checkpoint.get("skipped_in_a_row", {})  # older ones do not say
         expected = {name: value.shape for name, value in self.state_dict().items() if is_adapter(name)}
         check_tensors(checkpoint["state_dict"], expected, "the checkpoint")
 

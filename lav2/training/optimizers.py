@@ -108,7 +108,7 @@ class TaskOptimizers(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group, optimizer in self.optimizers.items():
-            if self.trained is None or group in self.trained:
+            if self.trains(group):
                 optimizer.step()  # of an idle group it would move parameters even so, by their momentum and decay
         self.trained = None
         return loss
@@ -116,6 +116,10 @@ class TaskOptimizers(Optimizer):
     def note_trained(self, groups: Iterable[str]) -> None:
         """Let the next step be of these groups, and those noted before, alone."""
         self.trained = (self.trained or set()) | set(groups)
+
+    def trains(self, group: str) -> bool:
+        """Whether the next step moves ``group``."""
+        return self.trained is None or group in self.trained
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)

@@ -60,6 +60,7 @@ class Planner:
         images: the tasks whose samples have images.
         moments: values that the optimizer keeps for each that trains.
         encoder: bytes of the image encoder, which stays on the GPU.
+        by_turns: each step sees one task (``data.mode`` alternate or ratio).
     """
 
     model: AdaptedLlama
@@ -69,6 +70,7 @@ class Planner:
     images: frozenset[str]
     moments: int
     encoder: int = 0
+    by_turns: bool = False
     steps: dict[str, tuple[int, int]] = field(default_factory=dict)  # what has been counted before
 
     def memory(self, setting: Setting) -> dict[str, float]:
@@ -108,7 +110,11 @@ class Planner:
             }
             llama, config = self.model.llama, self.model.config
             dtype = llama.norm.weight.dtype
-            self.steps[known] = step_memory(llama.config, config, self.feature_width, dtype, batches, setting.recompute)
+            turns = [{task: batch} for task, batch in batches.items()] if self.by_turns else [batches]
+            self.steps[known] = max(
+                (step_memory(llama.config, config, self.feature_width, dtype, one, setting.recompute) for one in turns),
+                key=sum,
+            )
         return self.steps[known]
 
     def bytes_of(self, name: str, parameter: torch.Tensor, quantize: str | None) -> float:
@@ -133,7 +139,7 @@ class Planner:
         if setting.strategy != "fsdp2" and setting.devices > 1 and setting.quantize is None:
             change("strategy=fsdp2", strategy="fsdp2")
         if max(setting.rows.values()) > 1:
-            parts = math.gcd(*setting.rows.values())  # so that a step stays what it is
+            parts = math.gcd(*setting.rows.values())  # so that a step has as many samples as before
             parts = max(few for few in (1, 2, 3, 4) if parts % few == 0)
             rows = {task: count // parts for task, count in setting.rows.items()}
             sizes = ", ".join(f"{task}: {count}" for task, count in rows.items())
@@ -173,6 +179,7 @@ def planned(cfg: DictConfig, model: AdaptedLlama, data: JointData, optim: Mappin
         frozenset(images),
         max(map(moments, optim.values())),
         sum(4 * parameter.numel() for parameter in tower.parameters()) if images else 0,
+        data.mode in ("alternate", "ratio"),
     )
     offload = strategy == "fsdp2" and cfg.strategy.strategy.offload
     rows = {task: data.batch_size[task] for task in cfg.tasks}

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from lav2.adapter import AdaptedLlama, parameter_summary
+from lav2.adapter import AdaptedLlama, parameter_summary, read_adapter_config, trained_groups
 from lav2.adapter.start import start_from
 from lav2.cli import in_sweep
 from lav2.config import (
@@ -37,7 +38,7 @@ from lav2.llama import Llama, load_llama, load_tokenizer, open_checkpoint
 from lav2.llama.checkpoint import Checkpoint
 from lav2.llama.kernels import fuse
 from lav2.llama.loading import fingerprint, stored_fingerprint
-from lav2.run_folder import CONFIG
+from lav2.run_folder import CONFIG, adapter_folder
 from lav2.tasks import TASKS
 from lav2.training.callbacks import AdapterFolder, DataProblems, Gates
 from lav2.training.checkpoints import Checkpoints, WholeCheckpoints, by_step, newest_checkpoint
@@ -85,7 +86,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     check_space(bare_model(cfg), folder)
     if not has_weights(cfg):
-        write_parameters(bare_model(cfg), folder)
+        write_parameters(bare_model(cfg), cfg.tasks, folder)
         keep_config(cfg, folder)
         Console().print(
             "No weights, no training: this was the parameter table alone. "
@@ -102,7 +103,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         default_root_dir=folder,
         logger=construct("logger", cfg.logger, folder=folder),
         callbacks=[
-            AdapterFolder(folder / "adapter", description(cfg, encoder)),
+            AdapterFolder(folder / "adapter", description(cfg, encoder, folder)),
             Gates(),
             Speed(),
             RunRecord(folder),
@@ -127,7 +128,7 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         base = fingerprint(llama) if weights is None else stored_fingerprint(weights)
         start_from(cfg.adapter_from, model, base, encoder and encoder.fingerprint)
     if trainer.is_global_zero:
-        write_parameters(model, folder)
+        write_parameters(model, cfg.tasks, folder)
         keep_config(cfg, folder)
     if cfg.activation_checkpointing:
         recompute_blocks(llama)
@@ -157,7 +158,7 @@ def report_data(cfg: DictConfig) -> None:
     """Print what the data hold and samples as the model sees them; reads the tokenizer and the data, and no weights."""
     data, adapter = build_data(cfg), adapter_config(cfg)
     image_tokens = adapter.visual_length if adapter.fusion == "tokens" else None
-    data.prepare(load_tokenizer(tokenizer_path(cfg)), image_tokens=image_tokens)
+    data.prepare(load_tokenizer(tokenizer_path(cfg)), image_tokens=image_tokens, sees=adapter.sees)
     data.setup()
     print_examples(data.training, data.tokenizer, data.template)
 
@@ -169,17 +170,26 @@ def bare_model(cfg: DictConfig) -> AdaptedLlama:
         return AdaptedLlama(llama, adapter_config(cfg), feature_width(cfg.vision.name, cfg.vision.projected))
 
 
-def description(cfg: DictConfig, encoder: VisionEncoder | None) -> dict:
-    """What the adapter folder says about what surrounds the adapter."""
+def description(cfg: DictConfig, encoder: VisionEncoder | None, folder: Path) -> dict:
+    """What the adapter folder says about what surrounds the adapter.
+
+    A phase without images keeps what the adapter it started from says of them: it can see as it could before.
+    """
+    if encoder is None and cfg.adapter_from is not None and adapter_config(cfg).sees:
+        start = Path(cfg.adapter_from)
+        before = read_adapter_config(adapter_folder(start if start.is_dir() else folder))  # a run that goes on
+    else:
+        before = {}
     vision = OmegaConf.to_container(cfg.vision, resolve=True) if encoder else None
+    prompts = [source.get("prompt", CAPTION_PROMPT) for source in build_data(cfg).captions]
     return {
         "base_path": str(Path(cfg.llama.path).resolve()),
         "quantize": cfg.llama.quantize,
         "tokenizer": str(tokenizer_path(cfg).resolve()),
-        "vision": vision and {**vision, "weights": str(Path(vision["weights"]).resolve())},
-        "vision_fingerprint": encoder and encoder.fingerprint,
+        "vision": {**vision, "weights": str(Path(vision["weights"]).resolve())} if vision else before.get("vision"),
+        "vision_fingerprint": encoder.fingerprint if encoder else before.get("vision_fingerprint"),
         "template": cfg.data.template,
-        "caption_prompts": [source.get("prompt", CAPTION_PROMPT) for source in build_data(cfg).captions],
+        "caption_prompts": before.get("caption_prompts") or prompts,
     }
 
 
@@ -255,9 +265,9 @@ def check_space(model: AdaptedLlama, folder: Path) -> None:
 
 
 @rank_zero_only
-def write_parameters(model: AdaptedLlama, folder: Path) -> None:
-    """Print the table of ownership and write it to ``parameters.json``."""
-    summary = parameter_summary(model)
+def write_parameters(model: AdaptedLlama, tasks: Sequence[str], folder: Path) -> None:
+    """Print the table of ownership and write it to ``parameters.json``; what trains is what ``tasks`` move."""
+    summary = parameter_summary(model, trained_groups(model, tasks, model.config.ownership))
     (folder / "parameters.json").write_text(json.dumps(summary, indent=2) + "\n")
     table = Table("owner", "part", "parameters", "bytes", title="who owns which parameters (sec 4.2)")
     for column in table.columns[2:]:

@@ -184,7 +184,7 @@ def texts(data: JointData, row: int) -> tuple[str, str]:
     """The prompt and the reference of a held-out caption."""
     sample = data.held_out["caption"][row]
     return tuple(
-        data.tokenizer.decode(part.tolist()).strip()
+        data.tokenizer.decode([token for token in part.tolist() if token >= 0]).strip()  # image tokens are below 0
         for part in (sample.tokens[: sample.prompt_length], sample.tokens[sample.supervised])
     )
 

@@ -64,7 +64,8 @@ class VisionEncoder(nn.Module):
             V1's captioner); ``class_tokens`` of several ``layers`` (V1's ScienceQA model, LaVIN).
         layers: the blocks, counted from 1, whose class tokens are taken.
         projected: through CLIP's final norm and projection; without, tokens as the blocks leave them (LaVIN).
-        channel_order: ``RGB``, or ``BGR`` for the authors' released weights, which were run on swapped channels.
+        channel_order: ``RGB``, or ``BGR`` for the authors' released weights, which were run on swapped channels under
+            RGB's normalization.
         resize: ``crop`` the middle of the picture, or ``squash`` all of it into the square (LaVIN).
         normalization: the colours' mean and deviation are the ``model``'s, those of ``imagenet`` (LaVIN), or ``half``:
             0.5 both, as for networks that came from TensorFlow.
@@ -109,6 +110,7 @@ class VisionEncoder(nn.Module):
         # What the features depend on besides the images
         chosen = "" if tokens != "class_tokens" else f" {list(layers)}"
         chosen += "" if projected else " unprojected"
+        chosen += " normalized as RGB" if channel_order == "BGR" else ""  # as stored features once were not
         digest = hashlib.sha256(f"{name} {tokens} {channel_order} {preprocess}{chosen}".encode())
         for key, tensor in sorted(self.visual.state_dict().items()):
             digest.update(key.encode() + tensor.float().numpy().tobytes())
@@ -116,8 +118,10 @@ class VisionEncoder(nn.Module):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """A picture → what the encoder reads, (3, H, W)."""
-        pixels = self.transform(image.convert("RGB"))
-        return pixels.flip(0) if self.channel_order == "BGR" else pixels
+        image = image.convert("RGB")
+        if self.channel_order == "BGR":  # in front of the normalization, which stays RGB's
+            image = Image.merge("RGB", image.split()[::-1])
+        return self.transform(image)
 
     def forward(self, images: Tensor, adapters: Sequence[Callable[[Tensor], Tensor]] | None = None) -> Tensor:
         """Preprocessed images (B, 3, H, W) → features (B, num_tokens, width).

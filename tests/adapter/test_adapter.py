@@ -253,3 +253,12 @@ def test_the_papers_default_is_31_of_32_layers():
 
     shape = LlamaConfig(32000, 4096, 32, 32, 32, 11008)
     assert AdapterConfig().last_layers(shape) == 31 and not AdapterConfig().problems(shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_generation_keeps_changes_nothing_beyond_rounding(adapted, tokens, features, dtype):
+    adapted.llama.to(dtype)
+    with torch.inference_mode():
+        expected = adapted(tokens, features)
+        kept = adapted.llama(tokens, hooks=adapted.bind(features, keep=True))
+    torch.testing.assert_close(kept, expected, **({} if dtype is torch.float32 else {"atol": 0.1, "rtol": 0.05}))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import lav2
-from lav2.adapter import AdaptedLlama, adapt
-from lav2.adapter.export import export_llama, fold_tuning
+from lav2.adapter import AdaptedLlama, AdapterConfig, adapt
+from lav2.adapter.export import check_foldable, export_llama, fold_tuning
 from lav2.adapter.released import convert
 from lav2.errors import UserError
 from lav2.llama import Llama, LlamaConfig, Tokenizer, load_llama, save_llama
@@ -162,3 +162,19 @@ def test_what_folding_would_change_is_refused(tokens):
         with pytest.raises(UserError, match="adapter.prompt_projection=frozen.*use it as it is"):
             fold_tuning(model)
         assert torch.equal(model(tokens), expected)
+
+
+def test_folding_again_changes_nothing(tokens):
+    """The base of a folded model has biases of its own."""
+    model = fold_tuning(trained(small_llama(), **TUNED["bias_and_scale"]))
+    with torch.no_grad():
+        expected = model(tokens)
+        torch.testing.assert_close(fold_tuning(model)(tokens), expected)
+
+
+def test_images_as_tokens_cannot_be_folded():
+    """LaVIN: its mixtures and its modality token would be lost."""
+    lavin = AdapterConfig(fusion="tokens", visual_layers=0, prompt_layers=0, prompt_length=0, bias=False, scale="none")
+    for text_only in (False, True):
+        with pytest.raises(UserError, match="reads images as tokens .*share it as it is"):
+            check_foldable(lavin, small_llama().config, text_only)

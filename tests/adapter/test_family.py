@@ -138,6 +138,7 @@ def test_new_gate_multiplies(llama):
         ({"fusion": "late"}, "visual_layers is 2 with adapter.fusion=late"),
         (V1 | {"visual_length": 3}, "must equal adapter.prompt_length 5"),
         (V1 | {"prompt_layers": 0, "prompt_length": 0}, "prompt_layers is 0"),
+        (V1 | {"projector": {"kind": "mlp"}}, "projector.kind=mlp makes each patch a prompt of its own"),
         ({"lora": {"rank": -1}}, "adapter.lora.rank is -1"),
         ({"lora": {"rank": 2, "linears": ["wx"]}}, "adapter.lora.linears"),
         ({"lora": {"alpha": 2}}, "adapter.lora has no setting 'alpha'"),

@@ -1,5 +1,7 @@
 """Invariant 7: save → load → same logits; what does not fit is named."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -49,3 +51,15 @@ def test_another_base_is_refused(adapted, llama, tmp_path):
         load_adapter(tmp_path, Llama(wider))
     with pytest.raises(UserError, match="other base weights"):
         load_adapter(tmp_path, Llama(llama.config).reset_parameters())
+
+
+def test_a_base_whose_file_rounds_its_settings_is_the_same(adapted, llama, tmp_path):
+    """GGUF files hold them in float32."""
+    save_adapter(tmp_path, adapted)
+    rounded = float(torch.tensor(llama.config.norm_eps, dtype=torch.float32))
+    assert rounded != llama.config.norm_eps
+    llama.config = replace(llama.config, norm_eps=rounded)
+    load_adapter(tmp_path, llama)
+    llama.config = replace(llama.config, norm_eps=1e-4)
+    with pytest.raises(UserError, match="norm_eps 0.0001 instead of"):
+        load_adapter(tmp_path, llama)

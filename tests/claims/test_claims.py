@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lav2.adapter import parameter_summary
+from lav2.adapter.folder import FORMAT
 from lav2.claims import __main__ as command
 from lav2.claims import one, plots, sweep
 from lav2.claims.claim import FOLDER, Setting, read_claims
@@ -24,6 +25,7 @@ from lav2.claims.verdict import NOT_DECIDABLE, NOT_REPRODUCED, REPRODUCED, SEEDS
 from lav2.cli import CONF, register_resolvers
 from lav2.config import problems
 from lav2.errors import UserError
+from lav2.evaluation.run import model_of
 from lav2.evaluation.runs import read
 from lav2.training.module import JointModule
 from lav2.training.run import bare_model, train
@@ -288,11 +290,16 @@ def fabricated(swept):
             groups = {"caption": {"count": 100}, "instruction": {"count": 7}}
             (folder / "parameters.json").write_text(json.dumps({"groups": groups, "trainable": 107}))
             measured = {"demo": {"color_shape_f1": captions + 0.01 * one_job.seed}, "language": {"exact_match": 0.75}}
+            adapter = folder / "adapter"
+            adapter.mkdir()
+            (adapter / "adapter_config.json").write_text(json.dumps({"format": FORMAT}))
+            (adapter / "adapter_model.safetensors").write_bytes(b"")
             for ability in one_job.abilities:
-                name, evaluation = setting.evaluations[ability]
+                name, evaluation, config = setting.evaluations[ability]
+                made = {"eval": evaluation, "model": model_of(config, adapter)}
                 (folder / "evaluation" / name).mkdir(parents=True)
                 (folder / "evaluation" / name / "scores.json").write_text(json.dumps(measured[name]))
-                (folder / "evaluation" / name / "settings.json").write_text(json.dumps({"eval": evaluation}))
+                (folder / "evaluation" / name / "settings.json").write_text(json.dumps(made))
             with (folder / "metrics.csv").open("w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(["step", "train/caption_loss", "train/instruction_loss"])
@@ -328,6 +335,23 @@ def test_runs_of_other_settings_are_left_out(fabricated, monkeypatch):
     assert found.left_out.pop("v1/2") == "not trained to the end"
     assert set(found.left_out.values()) == {"language not measured with these settings"} and len(found.left_out) == 5
     assert not any(found.runs.values())
+
+
+@pytest.mark.parametrize("how", ["another adapter", "another data type"])
+def test_scores_of_another_model_are_not_taken_for_today_s(fabricated, monkeypatch, how):
+    """One trained anew in the same folder, or a base that is read in another data type."""
+    _, results, _ = fabricated
+    first = results.plan.of("v1")[0]
+    if how == "another data type":
+        monkeypatch.setattr(results.setting.evaluations["language"][2], "dtype", "bfloat16")
+        assert first.unmeasured(results.setting) == ["language"]
+    else:
+        weights = first.folder / "adapter" / "adapter_model.safetensors"
+        weights.write_bytes(b"others")
+        assert first.unmeasured(results.setting) == first.abilities
+        weights.write_bytes(b"")
+    monkeypatch.undo()
+    assert first.unmeasured(results.setting) == []
 
 
 def test_the_plan_is_a_table_with_what_is_left(fabricated, swept, capsys, monkeypatch):

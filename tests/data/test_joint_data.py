@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from lav2.data import IGNORE, CaptionSource
+from lav2.data.tokens import Sample
 from lav2.errors import UserError
 from lav2.llama.tokenizer import Tokenizer
-from lav2.training.data import JointData
+from lav2.training.data import JointData, shuffled_batches
 
 SCIENCE = {"format": "scienceqa", "folder": "f", "split": "train"}
 
@@ -395,3 +396,14 @@ def test_real_photographs_and_instructions(real_data, tmp_path, capsys):
     assert data.tokenizer.decode(list(map(int, prompt.tokens[: prompt.prompt_length]))).endswith(
         "### Instruction:\nGenerate caption of this image\n\n### Response:"
     )
+
+
+def test_the_first_validation_batches_are_as_long_as_all():
+    """limit_val_batches takes the first ones; a batch holds samples of like length."""
+    pairs = [(None, Sample(np.zeros(length, np.int32), np.ones(length, bool))) for length in range(1, 102)]
+    found = [len(sample.tokens) for _, sample in shuffled_batches(pairs, 4, seed=0)]
+    assert sorted(found) == list(range(1, 102)) and found[-1] == 101  # the smaller batch stays the last
+    batches = [found[start : start + 4] for start in range(0, 100, 4)]
+    assert all(batch == list(range(batch[0], batch[0] + 4)) for batch in batches)
+    assert batches != sorted(batches) and 30 < np.mean(found[:40]) < 70
+    assert shuffled_batches([], 4, seed=0) == []

@@ -110,7 +110,8 @@ def test_all_right_and_always_yes(run_folder, pictures, real_data, says):
 def test_the_tiny_model_goes_all_the_way(run_folder, pictures, real_data, tmp_path):
     (tmp_path / "few.json").write_text(json.dumps(entries_of(real_data)[:6]))
     scores = score(run_folder, tmp_path / "few.json", pictures)
-    assert scores["questions"] == 6 and scores["artwork"] >= 0 and scores["cognition"] == 0
+    assert scores["questions"] == 6 and scores["artwork"] >= 0
+    assert scores["cognition"] is None and "code_reasoning" in scores["missing"]  # not there, which is not wrong
 
 
 def test_the_published_folder(tmp_path):

@@ -61,3 +61,13 @@ def test_one_name_has_one_answer(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere.jsonl"):
         ReadyAnswers(tmp_path / "nowhere.jsonl")
+
+
+def test_one_picture_under_two_names_has_two_answers(picture, tmp_path):
+    """What was said before about the same picture is no answer to the other name; a line separator ends no line."""
+    for name in ("q1.png", "q2.png"):
+        picture.save(tmp_path / name)
+    entries = {"image": "q1.png", "text": "A\u2028and more"}, {"image": "q2.png", "text": "B"}
+    experts = Experts([ReadyAnswers(write(tmp_path / "answers.jsonl", *entries))])
+    said = [experts.consult(tmp_path / name).texts["notes"] for name in ("q1.png", "q2.png")]
+    assert said == ["A\u2028and more", "B"]

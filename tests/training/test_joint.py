@@ -8,10 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from lav2.adapter import owner
+from lav2.config import build_trainer
+from lav2.data.slots import IMAGE
 from lav2.errors import UserError
 from lav2.training import run as run_module
 from lav2.training.checkpoints import newest_checkpoint
 from lav2.training.module import JointModule
+from lav2.training.run import report_data
 
 
 def adapter(folder):
@@ -149,3 +152,20 @@ def test_a_run_folder_holds_what_the_readme_says(run):
     assert {"train/caption_loss", "val/caption_loss", "train/instruction_loss", "val/instruction_loss"} <= set(
         metrics(folder)[0]
     )
+
+
+def test_the_data_report_has_places_for_images_among_the_tokens(config, monkeypatch):
+    """As training has them, without the encoder."""
+    shown = {}
+    monkeypatch.setattr("lav2.training.run.print_examples", lambda training, *_: shown.update(training))
+    cfg = config("data_report=true", experiment="family/lavin")
+    report_data(cfg)
+    assert (shown["caption"][0].tokens == IMAGE).sum() == cfg.adapter.visual_length > 0
+    assert IMAGE not in shown["instruction"][0].tokens
+
+
+def test_steps_between_validations_are_steps_of_the_whole_run(config):
+    """However long an epoch is, and however many batches a step takes."""
+    lengths = "trainer.val_check_interval=50", "trainer.check_val_every_n_epoch=1", "trainer.accumulate_grad_batches=2"
+    trainer = build_trainer(config(*lengths), logger=False)
+    assert trainer.val_check_interval == 100 and trainer.check_val_every_n_epoch is None

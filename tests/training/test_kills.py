@@ -200,3 +200,33 @@ def test_a_folder_with_a_run_is_not_trained_over(config, whole, tmp_path):
     shutil.copytree(whole, folder)
     train(config(*SHORT, "resume=auto"), folder)
     assert equal(folder, whole) and metrics(folder) == metrics(whole)
+
+
+def test_a_task_that_is_never_finite_stops_the_run_in_turns_too(config, tmp_path, monkeypatch):
+    """Steps of the other task, between them, do not count for it."""
+    item = Samples.__getitem__
+
+    def broken(samples, index):
+        sample = item(samples, index)
+        if sample.features is not None:
+            sample.features = sample.features * float("nan")
+        return sample
+
+    monkeypatch.setattr(Samples, "__getitem__", broken)
+    monkeypatch.setattr("lav2.training.module.MOST_SKIPPED", 2)
+    turns = (
+        "data.mode=alternate",
+        "trainer.max_steps=12",
+        "trainer.limit_val_batches=0",
+        "callbacks.checkpoint_every=20",
+    )
+    with pytest.raises(UserError, match="^step 4: the caption group's gradient is not finite"):
+        train(config(*turns, "on_nan=skip"), tmp_path / "run")
+
+
+def test_gradient_norms_are_of_the_task_that_trains(config, tmp_path):
+    """With steps in turns every logged step may be of the same task."""
+    turns = "data.mode=alternate", "trainer.max_steps=4", "trainer.limit_val_batches=0", "trainer.log_every_n_steps=2"
+    train(config(*turns), tmp_path / "run")
+    for row in metrics(tmp_path / "run"):
+        assert float(row["train/caption_gradient_norm"]) > 0 and float(row["train/instruction_gradient_norm"]) > 0

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lav2.config import problems
 from lav2.errors import UserError
+from lav2.inference import load
 from lav2.llama import load_llama, open_checkpoint
 from lav2.llama.loading import fingerprint, stored_fingerprint
 from lav2.training.module import JointModule
@@ -90,3 +91,16 @@ def test_what_does_not_train_leaves_a_runs_record_alone(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(stopped := {"state": "stopped", "process": "elsewhere:1"}))
     recorded(lambda cfg, folder: {})(None, tmp_path)
     assert json.loads((tmp_path / "run.json").read_text()) == stopped
+
+
+def test_a_phase_of_language_alone_leaves_an_adapter_that_sees(config, first, tmp_path):
+    """It trains nothing that sees and needs no encoder; what it started from says how images are read."""
+    train(config(*SHORT, "tasks=[instruction]", f"adapter_from={first}"), tmp_path / "run")
+    said, before = (
+        json.loads((folder / "adapter" / "adapter_config.json").read_text()) for folder in (tmp_path / "run", first)
+    )
+    for name in ("vision", "vision_fingerprint", "caption_prompts"):
+        assert said[name] == before[name] and said[name]
+    assert load(tmp_path / "run", device="cpu").encoder is not None
+    owned = json.loads((tmp_path / "run" / "parameters.json").read_text())
+    assert owned["trainable"] == owned["groups"]["instruction"]["count"] > 0  # what sees stays as it is

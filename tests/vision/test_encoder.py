@@ -72,7 +72,9 @@ def test_class_tokens_are_those_of_the_chosen_blocks(clip, weights, picture):
 def test_pixels(weights, picture):
     cropped = VisionEncoder(NAME, weights).preprocess(picture)
     flipped = VisionEncoder(NAME, weights, channel_order="BGR").preprocess(picture)
-    assert torch.equal(flipped, cropped.flip(0))
+    swapped = Image.fromarray(np.array(picture)[:, :, ::-1])  # what OpenCV reads, taken for RGB: as the authors do
+    assert torch.equal(flipped, VisionEncoder(NAME, weights).preprocess(swapped))
+    assert not torch.allclose(flipped, cropped.flip(0), atol=0.1)  # the normalization is not swapped with it
     squashed = VisionEncoder(NAME, weights, resize="squash", normalization="imagenet").preprocess(picture)
     whole = torch.from_numpy(np.array(picture.resize((72, 72), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
     expected = (whole - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
