@@ -32,7 +32,7 @@ demo: install ## train V2 jointly on the embedded world, evaluate it, and write 
 family: install ## V1, V2, V2 with LoRA and LaVIN on the embedded world, in one table (fifty minutes)
 	$(RUN) -m lav2.demo.family
 
-claims: $(VENV)/drawing ## the papers' claims on the embedded world, 58 short runs → docs/claims.md (some 80 minutes on two cores)
+claims: $(VENV)/drawing ## the papers' claims on the embedded world, 52 short runs → docs/claims.md (an hour on two cores)
 	$(RUN) -m lav2.claims
 
 claims-full: $(VENV)/drawing ## the same with more arms (an hour more)

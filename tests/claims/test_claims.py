@@ -338,19 +338,20 @@ def test_runs_of_other_settings_are_left_out(fabricated, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["another adapter", "another data type"])
-def test_scores_of_another_model_are_not_taken_for_today_s(fabricated, monkeypatch, how):
+def test_scores_of_another_model_are_not_taken_for_today_s(fabricated, how):
     """One trained anew in the same folder, or a base that is read in another data type."""
     _, results, _ = fabricated
     first = results.plan.of("v1")[0]
     if how == "another data type":
-        monkeypatch.setattr(results.setting.evaluations["language"][2], "dtype", "bfloat16")
+        config = results.setting.evaluations["language"][2]
+        config.dtype = "bfloat16"
         assert first.unmeasured(results.setting) == ["language"]
+        config.dtype = "float32"
     else:
         weights = first.folder / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(b"others")
         assert first.unmeasured(results.setting) == first.abilities
         weights.write_bytes(b"")
-    monkeypatch.undo()
     assert first.unmeasured(results.setting) == []
 
 

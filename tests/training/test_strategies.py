@@ -20,7 +20,7 @@ from tests.training.test_logging import captions_table, written
 
 COMMON = [  # with per-task clipping, as the demo has it
     *("trainer.max_steps=3", "trainer.accumulate_grad_batches=2", "callbacks.checkpoint_every=2"),
-    *("trainer.val_check_interval=4", "trainer.limit_val_batches=1.0", "data.validation=0.02"),
+    *("trainer.val_check_interval=2", "trainer.limit_val_batches=1.0", "data.validation=0.02"),
     "optim.caption.clip=0.5",
 ]
 ALONE = ["data.batch_size={caption: 8, instruction: 4}"]
