@@ -5,7 +5,7 @@ same with scales, biases and norms folded into its base. Each repetition measure
 that a busy machine slows all of them, and then the model's products with its weights alone, with nothing between them:
 what decoding could reach at most. A ratio is the median over repetitions of ratios within one.
 
-    python -m benchmarks.generation [--repetitions 3] [--prompt 128] [--new 64] > generation.json
+    python -m benchmarks.generation [--repetitions 5] [--prompt 128] [--new 64] > generation.json
 """
 
 import argparse
@@ -37,7 +37,7 @@ def run(
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     prompt_length: int = 128,
     new_tokens: int = 64,
-    repetitions: int = 3,
+    repetitions: int = 5,
 ) -> dict:
     """All measurements, as json takes them: one entry for each dtype and batch size."""
     torch.manual_seed(0)
@@ -171,7 +171,7 @@ def lines(found: dict) -> Iterator[Ratio]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
     arguments = parser.parse_args()
