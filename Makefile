@@ -62,7 +62,7 @@ test-web: $(VENV)/tested ## the web page in a real headless Chromium; screenshot
 soak: $(VENV)/tested ## twenty random kills of a training run, resumed and compared (minutes; KILLS=… PROCESSES=…)
 	$(RUN) -m tests.training.soak --kills $(or $(KILLS),20) --processes $(or $(PROCESSES),1)
 
-bench: $(VENV)/benched ## the benchmarks beside their peers; writes benchmarks/results.md (85 minutes on two cores)
+bench: $(VENV)/benched ## the benchmarks beside their peers; writes benchmarks/results.md (91 minutes on two cores)
 	$(VENV)/bin/python -m benchmarks
 
 $(VENV)/benched: $(VENV)/installed benchmarks/requirements.txt
