@@ -175,3 +175,11 @@ def test_missing_images_are_named(run_folder, real_data, tmp_path):
 )
 def test_what_is_read(answer, read):
     assert read_yes_no(answer) == read
+
+
+def test_experts_that_nobody_would_ask_are_refused(run_folder, tmp_path):
+    """Else the scores would say that they add nothing."""
+    (tmp_path / "few.json").write_text("[]")
+    asked = composed(f"run={run_folder}", "eval=mme", f"paths.mme={tmp_path / 'few.json'}", "experts=[signs]")
+    with pytest.raises(UserError, match="experts=… is for eval=experts alone"):
+        evaluate(asked)
