@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lav2.adapter import AdapterConfig
+from lav2.adapter.sight import sight_problems
 from lav2.adapter.start import start_problems as adapter_start_problems
 from lav2.cli import in_sweep
 from lav2.errors import UserError
@@ -30,7 +31,6 @@ from lav2.training.optimizers import TaskOptim
 from lav2.training.strategies import device_problems, strategy_problems
 from lav2.vision import VisionEncoder
 from lav2.vision.encoder import vision_problems as encoder_problems
-from lav2.vision.towers import bare_tower, blocks, token_shape
 
 FLOAT16 = ("16", "16-mixed", "16-true", "transformer-engine-float16")  # precisions of Lightning's
 RESOLVING = "UserError raised while resolving interpolation: "  # OmegaConf's words around ours
@@ -204,7 +204,10 @@ def tokenizer_problems(cfg: DictConfig) -> Iterator[str]:
 def adapter_problems(cfg: DictConfig) -> Iterator[str]:
     adapter = adapter_config(cfg)
     if "caption" in cfg.tasks and not adapter.sees:
-        yield "tasks has caption, but adapter.visual_layers is 0: nothing could see the images; set tasks=[instruction]"
+        yield (
+            "tasks has caption, but adapter.visual_layers is 0: nothing could see the images; set "
+            "tasks=[instruction], or choose an adapter that sees"
+        )
     yield from adapter.wrong_values()
     yield from adapter.problems(llama_shape(cfg))
     if "caption" not in cfg.tasks and not adapter.sees and build_data(cfg).has_images:
@@ -217,21 +220,7 @@ def vision_problems(cfg: DictConfig) -> Iterator[str]:
     if unknown := sorted(settings.keys() - set(known)):
         yield f"vision has no setting {unknown[0]!r}; it has {', '.join(known)}"
     yield from encoder_problems(settings)
-    adapter = adapter_config(cfg)
-    mixture, projector = adapter.mixture, adapter.projector
-    if mixture.vision_blocks:
-        depth = len(blocks(bare_tower(cfg.vision.name)))
-        shape = depth, token_shape(cfg.vision.name)[1]
-        if (mixture.vision_blocks, mixture.vision_width) != shape:
-            yield (
-                f"adapter.mixture.vision_blocks and vision_width are {mixture.vision_blocks} and "
-                f"{mixture.vision_width}; {cfg.vision.name} has {depth} transformer blocks, {shape[1]} wide"
-            )
-    if projector.kind == "bottleneck" and len(settings["layers"] or []) != projector.scales:
-        yield (
-            f"adapter.projector.scales is {projector.scales} and vision.layers {settings['layers']}: a bottleneck "
-            "joins the class tokens of so many layers (vision.tokens=class_tokens)"
-        )
+    yield from sight_problems(adapter_config(cfg), settings)
     found = isinstance(cfg.vision.weights, str) and Path(cfg.vision.weights).is_file()
     if has_weights(cfg) and not found and build_data(cfg).has_images:
         yield f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}"

@@ -160,7 +160,10 @@ class AdapterConfig:
             return found
         layers, last = llama.num_layers, self.last_layers(llama)
         if last > layers:
-            found.append(f"adapter.prompt_layers is {last!r}; this LLaMA has {layers} layers")
+            found.append(
+                f"adapter.prompt_layers is {last!r}; this LLaMA has {layers} layers: set it to {layers} or fewer, or "
+                "choose an adapter of that size (for the embedded world adapter=world/v2, world/v1_caption, …)"
+            )
         if last and not self.prompt_length:
             found.append("adapter.prompt_length is 0 while adapter.prompt_layers is not: set both to 0 for no prompts")
         if self.fusion == "early":

@@ -51,6 +51,18 @@ def feature_width(name: str, projected: bool = True) -> int:
     return model_config(name)["embed_dim"] if projected else token_shape(name)[1]
 
 
+def token_count(name: str, tokens: str = "patches", layers: Sequence[int] | None = None) -> int:
+    """How many tokens the open_clip model ``name`` gives of an image, without its weights; see :class:`VisionEncoder`.
+
+    Raises:
+        UserError: as :func:`feature_width`.
+    """
+    if tokens == "class_tokens":
+        return len(layers or ())
+    found = token_shape(name)[0]
+    return found if tokens == "patches_and_class" else found - has_class_token(bare_tower(name))
+
+
 class VisionEncoder(nn.Module):
     """Images → tokens, normalised and projected as CLIP does with its class token.
 
@@ -100,8 +112,7 @@ class VisionEncoder(nn.Module):
         self.width = feature_width(name, projected)
         self.tokens, self.layers, self.projected, self.channel_order = tokens, layers, projected, channel_order
         self.visual = load_visual(name, weights).requires_grad_(False).eval()
-        found, class_tokens = token_shape(name)[0], has_class_token(self.visual)
-        self.num_tokens = {"patches": found - class_tokens, "patches_and_class": found}.get(tokens) or len(layers)
+        self.num_tokens = token_count(name, tokens, layers)
         preprocess = dict(self.visual.preprocess_cfg)
         if resize == "squash":
             preprocess["resize_mode"] = "squash"
