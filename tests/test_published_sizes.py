@@ -96,3 +96,8 @@ def test_train_without_weights_prints_the_table_in_seconds(tmp_path):
 def test_the_chatbots(size, count):
     """The same of conf/experiment/chat_*: language alone."""
     assert summary(f"experiment=chat_{size}")["trainable"] == count
+
+
+def test_v1_on_scienceqa_without_images():
+    """LLaMA-Adapter_T: language alone, 1.2M."""
+    assert summary("experiment=v1_scienceqa_text")["trainable"] == 1_229_760

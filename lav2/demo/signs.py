@@ -94,7 +94,10 @@ class Signs:
             for way in answers
             for question, answer, said in zip(asked, answers[way], contexts[way], strict=True)
         ]
-        return Results(self.name, scores, predictions, {"generation": dict(self.generation), "seed": self.seed})
+        # which captioner, say, where the config left the choice open
+        prints = {one.name: one.fingerprint for one in self.experts.experts if hasattr(one, "fingerprint")}
+        settings = {"generation": dict(self.generation), "seed": self.seed, "fingerprints": prints}
+        return Results(self.name, scores, predictions, settings)
 
     def consult(self, predictor: Predictor, asked: Sequence[Question], images: Mapping[str, Path]) -> dict[str, str]:
         """The experts' context for each picture."""

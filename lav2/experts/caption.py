@@ -1,13 +1,18 @@
 """The project's own captioner as an expert: a V1 or V2 adapter (V2 paper, sec 4.4)."""
 
+import json
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from lav2.adapter import read_adapter_config
 from lav2.errors import UserError
 from lav2.experts.images import digest
+from lav2.llama.loading import fingerprint
+from lav2.run_folder import ADAPTER_WEIGHTS, RECORD
 
 if TYPE_CHECKING:
     from lav2.inference import Assistant
@@ -18,9 +23,11 @@ class CaptionExpert:
 
     Args:
         captioner: a loaded assistant; or an adapter folder or a run folder, whose adapter goes onto the frozen base of
-            the model that answers: two adapters, one base in memory.
+            the model that answers: two adapters, one base in memory. ``None``: the newest finished run in ``runs`` on
+            that base, or the model that answers where there is none; a line on stderr says which.
         prompt: the instruction; default: the one that its captions were trained with first.
         name: as the prompt shows it.
+        runs: where to look for a captioner that is not named; by default V1's, as in the paper.
         generation: settings of :meth:`lav2.inference.Assistant.generate`.
 
     Raises:
@@ -28,14 +35,24 @@ class CaptionExpert:
     """
 
     def __init__(
-        self, captioner: "Assistant | str | Path", prompt: str | None = None, name: str = "caption", **generation: Any
+        self,
+        captioner: "Assistant | str | Path | None" = None,
+        prompt: str | None = None,
+        name: str = "caption",
+        runs: str | Path = "outputs/v1_coco_caption_7b",
+        **generation: Any,
     ):
         if isinstance(captioner, str | Path) and not Path(captioner).is_dir():
             raise UserError(f"no captioner at {captioner}: name an adapter folder or a run folder")
-        self.captioner, self.prompt, self.name, self.generation = captioner, prompt, name, generation
+        self.captioner, self.prompt, self.name, self.runs, self.generation = captioner, prompt, name, runs, generation
 
     def share_base(self, assistant: "Assistant") -> None:
-        """Load a captioner that is a folder still, on the base of ``assistant``."""
+        """Load a captioner that is a folder still, on the base of ``assistant``, or choose one."""
+        if self.captioner is None:
+            found = None if assistant.folded else newest_run(self.runs, fingerprint(assistant.model.llama))
+            who = found or f"the model that answers ({self.runs} holds no finished run on its base)"
+            print(f"captions are by {who}; experts.caption.captioner=… names another run", file=sys.stderr)
+            self.captioner = found or assistant
         if isinstance(self.captioner, str | Path):
             self.captioner = assistant.sibling(self.captioner)
 
@@ -52,6 +69,16 @@ class CaptionExpert:
         return self.prompt or prompts[0]
 
     def __call__(self, image: Image.Image) -> str:
-        if isinstance(self.captioner, str | Path):
+        if self.captioner is None or isinstance(self.captioner, str | Path):
             raise UserError("the captioner has no base yet: ask it through generate(…, experts=[…]), or give it loaded")
         return self.captioner.generate([self.instruction()], [image], **self.generation)[0]
+
+
+def newest_run(folder: str | Path, base: str) -> Path | None:
+    """The newest finished run in ``folder`` whose adapter was trained on the base of the fingerprint ``base``."""
+    for record in sorted(Path(folder).rglob(RECORD), key=lambda path: path.stat().st_mtime, reverse=True):
+        adapter = record.parent / "adapter"
+        finished = json.loads(record.read_text()).get("state") == "finished" and (adapter / ADAPTER_WEIGHTS).is_file()
+        if finished and read_adapter_config(adapter)["base"]["fingerprint"] == base:
+            return record.parent
+    return None

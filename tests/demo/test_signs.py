@@ -15,7 +15,7 @@ from lav2.demo.signs import Signs
 from lav2.demo.world import Item, Scene, Sign, render
 from lav2.evaluation.predict import Predictor
 from lav2.evaluation.run import evaluate
-from lav2.experts import Experts
+from lav2.experts import CaptionExpert, Experts
 from tests.experts.conftest import Says, write_adapter
 
 
@@ -91,6 +91,7 @@ def test_from_the_command_line_to_the_report(heldout, run):
                 "eval.question_count=3",
                 f"experts.answers.file={answers}",
                 "experts.caption.max_new_tokens=5",
+                f"experts.caption.runs={run}",
             ],
         )
     scores = evaluate(cfg)
@@ -100,6 +101,8 @@ def test_from_the_command_line_to_the_report(heldout, run):
     assert len(lines) == 12
     assert all(line["context"].startswith(f"notes: {signs[line['id']]}\ncaption: ") for line in lines[:6])
     assert "data:image" in (folder / "report.html").read_text()
+    own = CaptionExpert(load(run, device="cpu"), max_new_tokens=5)  # there is no run of V1's captioner
+    assert json.loads((folder / "settings.json").read_text())["fingerprints"] == {"caption": own.fingerprint}
 
 
 def test_rapidocr_reads_the_worlds_signs_and_no_shapes():

@@ -1,5 +1,9 @@
 """The captioner and the model that answers: two adapters, one frozen base in memory."""
 
+import json
+import os
+import shutil
+
 import pytest
 
 from lav2 import load
@@ -55,6 +59,38 @@ def test_a_captioner_tells_what_it_sees(assistant, captioner_folder, picture):
     caption = load(captioner_folder, device="cpu").generate(["Describe the scene."], [picture], max_new_tokens=10)[0]
     assert told == f"caption: {caption}" and caption
     assert expert.captioner.model.llama is assistant.model.llama
+
+
+def test_v1s_newest_run_on_the_same_base_captions_unless_another_is_named(
+    assistant, adapter_folder, captioner_folder, tmp_path, capsys
+):
+    def run(name, adapter, state, ended):
+        shutil.copytree(adapter, tmp_path / name / "adapter")
+        (tmp_path / name / "run.json").write_text(json.dumps({"state": state}))
+        os.utime(tmp_path / name / "run.json", (ended, ended))
+        return tmp_path / name
+
+    def chosen():
+        expert = CaptionExpert(runs=tmp_path)
+        expert.share_base(assistant)
+        expert.share_base(assistant)  # before every image
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("experts.caption.captioner=… names another run")
+        return expert, line
+
+    run("unfinished", captioner_folder, "failed", ended=5)
+    config = run("other_base", captioner_folder, "finished", ended=4) / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace(json.loads(config.read_text())["base"]["fingerprint"], "0" * 16))
+    expert, line = chosen()
+    assert expert.captioner is assistant and line.startswith("captions are by the model that answers")
+    run("older", adapter_folder, "finished", ended=1)
+    newest = run("sweep/0", captioner_folder, "finished", ended=2)
+    expert, line = chosen()
+    assert line.startswith(f"captions are by {newest};") and expert.captioner.model.llama is assistant.model.llama
+    assert expert.fingerprint == CaptionExpert(assistant.sibling(captioner_folder)).fingerprint
+    named = CaptionExpert(tmp_path / "older", runs=tmp_path)
+    named.share_base(assistant)
+    assert named.fingerprint == CaptionExpert(assistant).fingerprint and not capsys.readouterr().err
 
 
 def test_a_fingerprint_is_of_the_weights_and_the_prompt(assistant, captioner_folder):
