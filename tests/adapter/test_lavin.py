@@ -1,58 +1,19 @@
-"""LaVIN: mixture-of-modality adapters against their formulas, and what must hold for them."""
-
-from pathlib import Path
+"""LaVIN: the mixture against its formula, what must hold for it, and what is refused."""
 
 import pytest
 import torch
 
-import lav2
-from lav2.adapter import adapt, load_adapter, owned, save_adapter
+from lav2.adapter import adapt
 from lav2.adapter.hooks import OuterHooks
 from lav2.adapter.mixture import MixtureOfModality
 from lav2.data.slots import IMAGE, MODALITY, image_prefix
 from lav2.errors import UserError
-from lav2.llama.generation import generate
-from lav2.vision import VisionEncoder
+from tests.adapter.methods import LAVIN, lavin
 from tests.adapter.test_family import published
 from tests.conftest import small_adapter
 
-LAVIN = {
-    "fusion": "tokens",
-    "visual_layers": 0,
-    "visual_length": 3,
-    "prompt_layers": 0,
-    "prompt_length": 0,
-    "bias": False,
-    "scale": "none",
-    "norms": "none",
-    "ownership": "shared",
-    "projector": {"kind": "mlp", "width": 8},
-    "mixture": {"width": 4, "groups": 2, "temperature": 2.0, "vision_blocks": 6, "vision_width": 96},
-}
 WITH_IMAGE = [MODALITY, 1, 20, 21, IMAGE, IMAGE, IMAGE]
 WITHOUT = [MODALITY, 1, 20, 21, 22, 23]
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    weights = Path(lav2.__file__).parent / "demo" / "weights" / "vision.safetensors"
-    return VisionEncoder("lav2-tiny", weights, tokens="class_tokens", layers=[2, 4, 6], projected=False)
-
-
-@pytest.fixture
-def pixels():
-    return torch.randn(3, 3, 72, 72, generator=torch.Generator().manual_seed(4))
-
-
-def lavin(llama, encoder, **mixture):
-    """As if it had been trained."""
-    changes = LAVIN | {"mixture": LAVIN["mixture"] | mixture}
-    model = adapt(llama, small_adapter(**changes), encoder.width, encoder).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.adapter.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model
 
 
 @pytest.fixture
@@ -82,16 +43,17 @@ def test_the_mixture_is_the_formula_written_out():
     assert torch.allclose(mixture(x, mixture.route(x[:, :1])), expected.transpose(1, 2), atol=1e-5)
 
 
-def test_routing_weights_sum_to_one(model):
-    weights = model.adapter["instruction"].layers[0].mixture.route(torch.randn(7, 32))
-    assert weights.shape == (7, 2) and torch.allclose(weights.sum(-1), torch.ones(7)) and (weights > 0).all()
-
-
-def test_text_starts_from_the_frozen_model(llama, encoder):
-    """At the start the adapters change nothing, and the modality token, which nobody sees, only shifts positions."""
-    model = adapt(llama, small_adapter(**LAVIN), encoder.width, encoder)
+@pytest.mark.parametrize("routing", ["per_sample", "first_of_batch"])
+def test_routing_weights_sum_to_one(llama, encoder, pixels, monkeypatch, routing):
+    """In every layer and in every block of the image encoder; and each row's or image's are its own, or shared."""
+    given, route = [], MixtureOfModality.route
+    monkeypatch.setattr(MixtureOfModality, "route", lambda *arguments: given.append(route(*arguments)) or given[-1])
     with torch.no_grad():
-        assert torch.allclose(model(rows(WITHOUT))[:, 1:], llama(rows(WITHOUT[1:])), atol=1e-4)
+        lavin(llama, encoder, routing=routing)(rows(WITH_IMAGE, WITH_IMAGE, WITH_IMAGE), pixels)
+    of_image = (3, 1, 2) if routing == "per_sample" else (1, 37, 2)
+    assert [tuple(weights.shape) for weights in given] == [of_image] * 6 + [(3, 2)] * 6
+    for weights in given:
+        assert torch.allclose(weights.sum(-1), torch.ones(weights.shape[:-1])) and (weights > 0).all()
 
 
 def test_the_modality_token_is_invisible_to_all_others(model, pixels):
@@ -119,48 +81,11 @@ def test_an_images_result_does_not_depend_on_its_batch(llama, encoder, pixels):
         assert torch.allclose(together[2], alone[0], atol=1e-4) == independent
 
 
-def test_rows_with_and_without_an_image_share_a_batch(model, pixels):
-    text = rows(WITH_IMAGE, [*WITHOUT, 9])
-    with torch.no_grad():
-        mixed = model(text, pixels[:2], has_image=torch.tensor([True, False]))
-        assert torch.allclose(mixed[0], model(text[:1], pixels[:1])[0], atol=1e-4)
-        assert torch.allclose(mixed[1], model(text[1:])[0], atol=1e-4)
-
-
-def test_cached_generation_equals_the_full_forward(model, pixels):
-    """Invariant 5, where LaVIN's own decoding is off by one position: unequal prompts, with and without an image."""
-    prompts = [[*WITH_IMAGE, 5, 9, 30, 7], [*WITHOUT, 44]]
-    hooks = model.bind(pixels[:2], has_image=torch.tensor([True, False]), keep=True)
-    together = generate(model.llama, prompts, hooks=hooks, max_new_tokens=12, eos_id=2)
-    for row, prompt in enumerate(prompts):
-        visual = pixels[:1] if row == 0 else None
-        full = list(prompt)
-        with torch.no_grad():
-            while len(full) < len(prompt) + 12 and full[-1] != 2:
-                full.append(int(model(rows(full), visual)[0, -1].argmax()))
-        assert together[row] == [token for token in full[len(prompt) :] if token != 2]
-
-
-def test_everything_trains_and_the_encoder_stays(model, pixels):
-    """Invariants 2 and 3, with shared ownership: one image batch and one text batch reach every parameter."""
-    loss = model(rows(WITH_IMAGE), pixels[:1], "caption").square().mean()
-    (loss + model(rows(WITHOUT), None, "instruction").square().mean()).backward()
-    trainable = {**owned(model, "caption"), **owned(model, "instruction")}
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == trainable.keys()
-    assert all(p.grad is not None and p.grad.any() for p in trainable.values())
-
-
 def test_dropout_acts_in_training_alone(model, pixels):
     with torch.no_grad():
         assert torch.equal(model(rows(WITHOUT)), model(rows(WITHOUT)))
         model.train()
         assert not torch.equal(model(rows(WITHOUT)), model(rows(WITHOUT)))
-
-
-def test_save_and_load_gives_the_same_logits(model, encoder, pixels, tmp_path):
-    save_adapter(tmp_path, model)
-    loaded = load_adapter(tmp_path, model.llama, encoder)
-    assert torch.equal(loaded(rows(WITH_IMAGE), pixels[:1]), model(rows(WITH_IMAGE), pixels[:1]))
 
 
 @pytest.mark.parametrize(("size", "trainable"), [("7b", 3_781_296), ("13b", 5_390_080)])

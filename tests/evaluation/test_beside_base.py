@@ -15,7 +15,7 @@ from lav2.inference import Assistant
 from lav2.llama.generation import generate
 from lav2.training.loss import response_loss
 from lav2.vision import VisionEncoder
-from tests.adapter.test_lavin import lavin
+from tests.adapter.methods import lavin
 from tests.evaluation.conftest import WEIGHTS, composed
 
 QUESTIONS = ["What color is the circle?", "Is there a star?", "Where is the square?"]

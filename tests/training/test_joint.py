@@ -73,9 +73,12 @@ def test_a_task_alone_moves_its_own_group_only(run, monkeypatch, task):
     assert moved == {name for name in taken[0] if owner(name) == task}
 
 
-def test_joint_training_leaves_the_instruction_group_bit_equal(run):
+@pytest.mark.parametrize("experiment", ["demo", "family/v2_lora"])
+def test_joint_training_leaves_the_instruction_group_bit_equal(run, experiment):
     """Invariant 4: no interference, as an identity."""
-    joint, alone = adapter(run("joint")), adapter(run("alone", "tasks=[instruction]"))
+    short = ("trainer.max_steps=3", "trainer.limit_val_batches=0")
+    joint = adapter(run("joint", *short, experiment=experiment))
+    alone = adapter(run("alone", *short, "tasks=[instruction]", experiment=experiment))
     names = [name for name in joint if name.startswith("instruction.")]
     assert names and all(torch.equal(joint[name], alone[name]) for name in names)
 

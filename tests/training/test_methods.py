@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from lav2 import load
 from lav2.adapter import owner
+from lav2.errors import UserError
 from lav2.training.module import JointModule
 from lav2.training.run import train
 from tests.training.test_joint import PLAIN, adapter, snapshots
@@ -26,6 +28,23 @@ def test_everything_that_trains_moves_and_nothing_else(run, monkeypatch, world, 
     together = model.generate([question, question, "What is red?"], [picture, None, picture], max_new_tokens=6)
     alone = [model.generate([question], [image], max_new_tokens=6)[0] for image in (picture, None)]
     assert together[:2] == alone
+
+
+def test_v1s_language_model_trains_and_answers(run, monkeypatch):
+    """Invariant 2 and 5 for V1 without eyes: gates move in step 1, prompts from step 2 on, and nothing else."""
+    taken = snapshots(monkeypatch)
+    v1 = ("adapter=v1", "adapter.visual_layers=0", "adapter.prompt_layers=6", "tasks=[instruction]")
+    folder = run("run", *PLAIN, *v1)
+    start, first, second = taken
+    for name in start:
+        moved = [not torch.equal(*pair) for pair in ((start[name], first[name]), (first[name], second[name]))]
+        gate, prompt = name.endswith(".gate.weight"), name.endswith(".prompts.prompt")
+        assert moved == [gate, gate or prompt], name
+    model, questions = load(folder), ["What is red?", "What color is the circle of this picture?"]
+    together = model.generate(questions, max_new_tokens=6)
+    assert together == [model.generate([question], max_new_tokens=6)[0] for question in questions]
+    with pytest.raises(UserError, match="cannot see"):
+        model.generate(questions[:1], [Image.new("RGB", (9, 9))])
 
 
 def test_a_resumed_run_of_lavin_draws_the_same_dropout(run, config, tmp_path, monkeypatch):

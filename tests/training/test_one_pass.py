@@ -10,7 +10,7 @@ from lav2.data.tokens import IGNORE
 from lav2.llama import load_llama
 from lav2.training.loss import labelled_tokens, response_loss, response_losses
 from lav2.training.recomputation import recompute_blocks
-from tests.adapter.test_family import FAMILY
+from tests.adapter.methods import FAMILY
 from tests.conftest import small_adapter
 from tests.training.processes import run, run_in_processes
 from tests.training.small import settings
