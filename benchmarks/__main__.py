@@ -1,10 +1,9 @@
-"""``make bench``: the benchmarks that have a peer, each in a process of its own; then the page of their results.
+"""``make bench``: the benchmarks, each in a process of its own; then the page of their results.
 
     python -m benchmarks [training generation …]
 
-:mod:`benchmarks.memory` has none and is run by itself. Figures are kept in ``outputs/benchmarks/<name>.json``; a
-benchmark whose figures are there is not run again. One that fails loses none of the others: it is named at the end.
-The page is ``benchmarks/results.md`` with ``results.png``.
+Figures are kept in ``outputs/benchmarks/<name>.json``; a benchmark whose figures are there is not run again. One that
+fails loses none of the others: it is named at the end. The page is ``benchmarks/results.md`` with ``results.png``.
 """
 
 import argparse
@@ -24,6 +23,7 @@ NAMES = (  # the longest comes last
     "start",
     "features",
     "loading",
+    "memory",
     "coco_scores",
     "training",
 )

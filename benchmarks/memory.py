@@ -1,67 +1,100 @@
 """What each way to save memory costs and brings, on the same model and batches: peak memory, time a step, loss.
 
 A random LLaMA is written to disk and trained with V2's adapter for some joint steps, in turn in each way, each time in
-a fresh process. Memory is the peak of the resident set above what it was after the imports, with the code of kernels
-that are loaded at their first use and the gaps of the C library's allocator, beside the bytes of tensors that
-``plan=true`` says; time is the process's own, of one thread, and the first step is left out. The loss is
-that of the last step: whatever rounds weights or activations shows there.
+fresh processes. Memory is the peak of the resident set of a process above what it was after the imports, with the code
+of kernels that are loaded at their first use and the gaps of the C library's allocator; time is a process's own, of one
+thread, and the first step is left out. The loss is that of the last step: whatever rounds weights or activations shows
+there. Two processes have the same batches, so that their losses are a single process's. With offload on a CPU the
+shares lie where they lay before: the row says what the way itself costs, and that it computes the same.
 
-    python -m benchmarks.memory [--hidden-size 1024] [--layers 6] [--steps 4] [--rounds 2] [--json results.json]
+    python -m benchmarks.memory [--hidden-size 1024] [--layers 6] [--steps 4] [--rounds 2] > memory.json
 """
 
 import argparse
 import json
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
 import time
-
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 from benchmarks.loading import in_fresh_process, peak_memory
 
 # Nothing heavy is imported above: a process starts with the peak of the one that started it.
 
-WAYS = {  # name → (dtype of the frozen weights, activation checkpointing, quantized)
-    "float32": ("float32", False, None),
-    "bfloat16": ("bfloat16", False, None),
-    "bfloat16, checkpointing": ("bfloat16", True, None),
-    "int8, checkpointing": ("bfloat16", True, "int8"),
-    "nf4, checkpointing": ("bfloat16", True, "nf4"),
+
+@dataclass(frozen=True)
+class Way:
+    """How the frozen weights are held, and whether activations are recomputed; ``processes`` above 1 is FSDP2."""
+
+    dtype: str = "bfloat16"
+    recompute: bool = False
+    quantize: str | None = None
+    processes: int = 1
+    offload: bool = False
+
+
+PLAIN = "bfloat16"
+WAYS = {
+    "float32": Way("float32"),
+    PLAIN: Way(),
+    "bfloat16, checkpointing": Way(recompute=True),
+    "int8, checkpointing": Way(recompute=True, quantize="int8"),
+    "nf4, checkpointing": Way(recompute=True, quantize="nf4"),
+    "bfloat16, fsdp2 on 2": Way(processes=2),
+    "bfloat16, fsdp2 on 2, offload": Way(processes=2, offload=True),
 }
+ONE = "import json, sys; from benchmarks.memory import *; print(json.dumps(measure(*json.loads(sys.argv[1]))))"
 ROWS, LENGTHS, IMAGE_TOKENS, WIDTH = {"caption": 2, "instruction": 2}, {"caption": 64, "instruction": 192}, 49, 512
 
 
-def measure(way: str, folder: str, steps: int) -> dict:
-    """Train in this process: peak bytes, what the plan says, seconds a step, last loss."""
+def measure(name: str, folder: str, steps: int, rank: int, address: str) -> dict:
+    """Train in this process, one of the way's: peak bytes, what the plan says, seconds a step, last loss."""
+    import statistics
     from functools import partial
 
     import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
 
     from lav2.adapter import AdaptedLlama, AdapterConfig, owned
     from lav2.config import DTYPES
     from lav2.llama import Llama, load_llama
+    from lav2.llama.loading import open_checkpoint
     from lav2.tasks import TASKS
     from lav2.training.loss import response_loss
     from lav2.training.optimizers import TaskOptim, TaskOptimizers
     from lav2.training.plan import Planner, Setting, moments
     from lav2.training.recomputation import recompute_blocks
+    from lav2.training.sharding import Sharding, skeleton
 
+    way = WAYS[name]
+    dtype = DTYPES[way.dtype]
     torch.set_num_threads(1)
-    name, recompute, quantize = WAYS[way]
-    if quantize:
+    if way.quantize:
         import torchao.quantization  # noqa: F401
+    if way.processes > 1:
+        dist.init_process_group("gloo", address, rank=rank, world_size=way.processes)
     start = peak_memory()
     torch.manual_seed(0)
-    llama = load_llama(folder, DTYPES[name], quantize)
-    if recompute:
+    sharded = way.processes > 1
+    checkpoint = open_checkpoint(folder)
+    llama = skeleton(checkpoint, dtype) if sharded else load_llama(folder, dtype, way.quantize)
+    if way.recompute:
         recompute_blocks(llama)
     model = AdaptedLlama(llama, AdapterConfig(), WIDTH).train()
+    if sharded:
+        strategy = Sharding(offload=way.offload)
+        names = ("data_parallel", "tensor_parallel")
+        strategy.parallel_devices = [torch.device("cpu")] * way.processes
+        strategy._device_mesh = init_device_mesh("cpu", (way.processes, 1), mesh_dim_names=names)
+        strategy.shard(model, checkpoint)
     optim = TaskOptim(partial(torch.optim.AdamW, lr=1e-3))
     optimizer = TaskOptimizers({task: optim.build(task, owned(model, task)) for task in TASKS})
     times = []
+    torch.manual_seed(1)
     tokens = {task: torch.randint(3, llama.config.vocab_size, (ROWS[task], LENGTHS[task])) for task in TASKS}
     features = torch.randn(ROWS["caption"], IMAGE_TOKENS, WIDTH)
     batches = {task: {"tokens": tokens[task], "labels": tokens[task]} for task in TASKS}
@@ -77,55 +110,68 @@ def measure(way: str, folder: str, steps: int) -> dict:
         del loss
     peak = peak_memory() - start
     with torch.device("meta"):
-        bare = AdaptedLlama(Llama(llama.config).to(DTYPES[name]), AdapterConfig(), WIDTH)
+        bare = AdaptedLlama(Llama(llama.config).to(dtype), AdapterConfig(), WIDTH)
     planner = Planner(bare, WIDTH, IMAGE_TOKENS, LENGTHS, frozenset({"caption"}), moments(optim))
-    plan = planner.memory(Setting("single", 1, recompute, False, quantize, ROWS))
+    strategy_name = "fsdp2" if sharded else "single"
+    plan = planner.memory(Setting(strategy_name, way.processes, way.recompute, False, way.quantize, ROWS))
+    if sharded:
+        dist.destroy_process_group()
     return {"bytes": peak, "plan": sum(plan.values()), "seconds": statistics.median(times[1:]), "loss": last}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden-size", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)  # way, folder: what a fresh process does
-    arguments = parser.parse_args()
-    if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, arguments.steps)))
-        return
-    found: dict[str, list[dict]] = {way: [] for way in WAYS}
+def in_processes(name: str, folder: str, steps: int) -> dict:
+    """What :func:`measure` gives in each of the way's processes, the largest of each figure."""
+    with tempfile.TemporaryDirectory() as meeting:
+        address = f"file://{meeting}/meeting"
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", ONE, json.dumps([name, folder, steps, rank, address])],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for rank in range(WAYS[name].processes)
+        ]
+        said = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise RuntimeError(f"a process of {name!r} failed; what it said stands above")
+    found = [json.loads(text.splitlines()[-1]) for text in said]
+    return {key: max(one[key] for one in found) for key in found[0]}
+
+
+def run(hidden_size: int = 1024, layers: int = 6, steps: int = 4, rounds: int = 2) -> dict:
+    """All measurements, as json takes them: for each way its settings and what each round found."""
+    found: dict[str, list[dict]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        again = [sys.executable, "-m", "benchmarks.memory"]
-        in_fresh_process("write_model", folder, arguments.hidden_size, arguments.layers)
-        for _ in range(arguments.rounds):
-            for way in WAYS:
-                command = [*again, "--steps", str(arguments.steps), "--measure", way, folder]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                found[way].append(json.loads(done.stdout.splitlines()[-1]))
-                print(way, found[way][-1], file=sys.stderr)
-    results = {
-        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for way, runs in found.items()
-    }
-    plain = results["bfloat16"]
-    table = Table("frozen weights", "peak MB", "× plain", "plan MB", "s a step", "× plain", "last loss", "− float32's")
-    for way, row in results.items():
-        table.add_row(
-            way,
-            f"{row['bytes'] / 1e6:,.0f}",
-            f"{row['bytes'] / plain['bytes']:.2f}",
-            f"{row['plan'] / 1e6:,.0f}",
-            f"{row['seconds']:.2f}",
-            f"{row['seconds'] / plain['seconds']:.2f}",
-            f"{row['loss']:.4f}",
-            f"{row['loss'] - results['float32']['loss']:+.4f}",
-        )
-    Console(width=120).print(table)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(results, file, indent=2)
+        in_fresh_process("write_model", folder, hidden_size, layers)
+        for _ in range(rounds):
+            for name in WAYS:
+                found[name].append(in_processes(name, folder, steps))
+                print(f"  {name} {found[name][-1]}", file=sys.stderr, flush=True)
+    return {"threads": 1, "ways": {name: asdict(way) for name, way in WAYS.items()}, "results": found}
+
+
+def lines(found: dict) -> Iterator:
+    """What ``run`` found, beside training with bfloat16 weights in one process; the loss beside float32's."""
+    from benchmarks.measure import Ratio, ratios
+
+    results = {name: {key: [one[key] for one in runs] for key in runs[0]} for name, runs in found["results"].items()}
+    plain = results[PLAIN]
+    for name, result in results.items():
+        megabytes = f"{min(result['bytes']) / 1e6:,.0f} MB"
+        yield Ratio(f"what the plan says; {name}", f"its peak, {megabytes}", ratios(result["plan"], result["bytes"]))
+        if name != PLAIN:
+            yield Ratio(f"peak memory of a process; {name}", PLAIN, ratios(result["bytes"], plain["bytes"]))
+            yield Ratio(f"CPU time a step of a process; {name}", PLAIN, ratios(result["seconds"], plain["seconds"]))
+        if name != "float32":
+            yield Ratio(f"loss; {name}", "float32", ratios(result["loss"], results["float32"]["loss"]))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden-size", type=int, default=1024, help="a multiple of 64")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
+    asked = parser.parse_args()
+    print(json.dumps(run(asked.hidden_size, asked.layers, asked.steps, asked.rounds), indent=2))
