@@ -44,10 +44,10 @@ class AdaptationPrompts(nn.Module):
 
 
 def prompt_attention(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None) -> Tensor:
-    """What the words' queries read from the prompts, times the gate: ``g · softmax(q kᵀ / √D) v``.
+    """What the words' queries read from the prompts, times the gate: ``softmax(q kᵀ / √D) (g · v)``.
 
     The softmax is of its own, apart from the words'; prompts carry no rotary position, and every position sees all of
-    them.
+    them. The gate is multiplied into the values, which are few, and not into what is read from them.
 
     Args:
         query: (B, H, T, D).
@@ -57,13 +57,14 @@ def prompt_attention(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | N
     Returns:
         (B, H, T, D), to be added to the heads' output before ``wo``.
     """
+    if gate is not None:
+        key, value, _ = gated(key, value, gate, query.shape[1])
     key, value = (x.expand(query.shape[0], -1, -1, -1) for x in (key, value))
-    answer = attention(query, key, value)
-    return answer if gate is None else gate.to(answer.dtype) * answer
+    return attention(query, key, value)
 
 
 def gated(key: Tensor, value: Tensor, gate: Tensor, num_heads: int) -> tuple[Tensor, Tensor, None]:
-    """Key, value and gate for :func:`prompt_attention` with the gate multiplied into the values once, for every head.
+    """Key, value and gate for :func:`prompt_attention` with the gate multiplied into the values, for every head.
 
     Args:
         key, value: (B or 1, G, P, D), which become (B or 1, num_heads, P, D).

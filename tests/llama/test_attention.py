@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lav2.llama.attention import attention
+from lav2.llama.attention import FEW, attention, written_out
 
 SIZES = {"causal": (7, 7), "masked": (5, 9), "prompts": (6, 4)}
 
@@ -36,3 +36,23 @@ def test_values_are_torchs_and_gradients_no_worse(kind, wanted):
         assert gradient.dtype == torch.bfloat16
         assert (gradient - truth).norm() <= (peer - truth).norm() + 1e-3 * truth.norm()
         assert (gradient - truth).norm() < 5e-3 * truth.norm()
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 2e-6), (torch.bfloat16, 6e-3)], ids=str)
+@pytest.mark.parametrize("keys", [1, 10, FEW])
+def test_a_few_keys_have_torchs_values_and_gradients(dtype, near, keys):
+    """As prompts have, whose keys and values serve a whole batch; written out it is not torch's kernel."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = (3, 6, 20, 8), (1, 6, keys, 8), (1, 6, keys, 8)
+    inputs = [torch.randn(*shape, generator=draw).to(dtype) for shape in shapes]
+    slope = torch.randn(shapes[0], generator=draw)
+
+    def run(function, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        output = function(leaves[0], *(x.expand(3, -1, -1, -1) for x in leaves[1:]))
+        return [output, *torch.autograd.grad(output, leaves, slope.to(dtype))]
+
+    found, exact = run(attention, dtype), run(F.scaled_dot_product_attention, torch.float64)
+    for value, truth in zip(found, exact, strict=True):
+        assert value.dtype == dtype and (value - truth).norm() <= near * truth.norm() + 1e-6  # 0 for one key
+    assert torch.equal(found[0], written_out(inputs[0], *inputs[1:]))  # and this is what was asked
