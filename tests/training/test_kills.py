@@ -183,6 +183,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(config, whole, 
             train(config(*SHORT), folder)
         line = mistake(full.value)
         assert line.startswith(f"no space left on the disk {folder}") and "\n" not in line
+        assert (record(folder)["state"], record(folder)["reason"]) == ("failed", line)
         assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step=2.ckpt"]
         filler.unlink(missing_ok=True)
         monkeypatch.undo()
