@@ -4,6 +4,7 @@ ZeRO-3 shards every tensor, and the processes have unequally many pieces of the 
 """
 
 import json
+import signal
 
 import pytest
 
@@ -31,7 +32,7 @@ def runs(world, tmp_path_factory):
     for stage in (2, 3):
         name = folder / f"zero{stage}"
         job = [*base, *together, f"strategy=deepspeed_zero{stage}"]
-        jobs += [(name, job, 2), (name, [*job, f"resume={name}"], None)]
+        jobs += [(name, job, (signal.SIGKILL, 2)), (name, [*job, f"resume={name}"])]
     run_in_processes(jobs)
     return folder
 
