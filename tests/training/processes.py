@@ -25,7 +25,7 @@ from lav2.training.loss import FrozenHeadLoss
 from lav2.training.module import JointModule
 from lav2.training.run import train
 
-# run folder, overrides and what happens to it: a signal in a step, or the second process sees a NaN (both may be left out)
+# run folder, overrides and, if anything happens to the run, what: see run
 Job = tuple[Path, list[str]] | tuple[Path, list[str], tuple[int, int] | None, bool]
 
 
@@ -47,9 +47,10 @@ def run(folder: Path, overrides: list[str], signaled: tuple[int, int] | None = N
         read(checkpoint, name, into, rows)
 
     def stepped(self, batch, index):
-        if signaled is not None and self.global_step == signaled[1]:
-            if signaled[0] == signal.SIGKILL or self.global_rank == self.trainer.world_size - 1:
-                os.kill(os.getpid(), signaled[0])
+        number, step = signaled or (None, None)
+        meant = number == signal.SIGKILL or self.global_rank == self.trainer.world_size - 1
+        if self.global_step == step and meant:
+            os.kill(os.getpid(), number)
         if spoils and (self.global_rank, self.global_step, index) == (1, 1, 2):
             captions = batch["caption"]
             places = self.trainer.datamodule.training["caption"].places
@@ -129,10 +130,8 @@ def run_in_processes(jobs: list[Job], count: int = 2) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def is_killed(
-    folder: Path, overrides: list[str], signaled: tuple[int, int] | None = None, spoils: bool = False
-) -> bool:
-    return signaled is not None and signaled[0] == signal.SIGKILL
+def is_killed(job: Job) -> bool:
+    return len(job) > 2 and job[2] is not None and job[2][0] == signal.SIGKILL
 
 
 def free_port() -> int:
@@ -146,10 +145,10 @@ if __name__ == "__main__":
         let_deepspeed_run_on_cpu()
     given = [(Path(folder), *rest) for folder, *rest in json.loads(sys.argv[2])]
     while given:
-        count = next((number for number, job in enumerate(given, 1) if is_killed(*job)), len(given))
+        count = next((number for number, job in enumerate(given, 1) if is_killed(job)), len(given))
         together, given = given[:count], given[count:]  # the same processes do them, until they are killed
         try:
             start_processes(one_process, (free_port(), together), nprocs=int(sys.argv[1]), start_method="fork")
         except (ProcessExitedException, ProcessRaisedException):  # that of one which sees the other killed
-            if not is_killed(*together[-1]):
+            if not is_killed(together[-1]):
                 raise
