@@ -26,18 +26,30 @@ from lav2.training.module import JointModule
 from lav2.training.run import train
 
 # run folder, overrides and, if anything happens to the run, what: see run
-Job = tuple[Path, list[str]] | tuple[Path, list[str], tuple[int, int] | None, bool]
+Job = tuple[Path, list[str]] | tuple[Path, list[str], tuple[int, int] | None, str]
 
 
-def run(folder: Path, overrides: list[str], signaled: tuple[int, int] | None = None, spoils: bool = False) -> None:
+class NanGradient(torch.autograd.Function):
+    """The loss as it is, and a gradient that is not finite."""
+
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+def run(folder: Path, overrides: list[str], signaled: tuple[int, int] | None = None, spoils: str = "") -> None:
     """Train as the overrides say; ``<folder>_<rank>.json`` then tells how many numbers of a sharded base were ``read``,
     how many bytes were ``gathered``, which files of the run folder were ``written``, what the run was refused for
-    (``error``) or which status it would ``exit`` with, and the places of the samples that were NaN (``spoiled``): one
+    (``error``) or which status it would ``exit`` with, and the places of the samples that made a NaN (``spoiled``): one
     batch of captions in step 1.
 
     Args:
         signaled: (signal, step): SIGKILL for each process, another one for the last alone.
-        spoils: whether the second process sees a NaN.
+        spoils: what is NaN in the second process: the ``loss``, or the ``gradient`` alone.
     """
     numbers, read, training_step = [], sharding.read_tensor, JointModule.training_step
     told = {"error": None, "exit": 0, "spoiled": [], "written": written_below(folder)}
@@ -55,6 +67,8 @@ def run(folder: Path, overrides: list[str], signaled: tuple[int, int] | None = N
             captions = batch["caption"]
             places = self.trainer.datamodule.training["caption"].places
             told["spoiled"] = [places[row] for row in captions["indices"].tolist()]
+            if spoils == "gradient":
+                return NanGradient.apply(training_step(self, batch, index))
             batch = batch | {"caption": captions | {"features": captions["features"] * float("nan")}}
         return training_step(self, batch, index)
 

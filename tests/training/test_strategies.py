@@ -58,8 +58,8 @@ def runs(world, tmp_path_factory) -> Path:
         (folder / "one_then_fsdp2", [*base, *TOGETHER, *resumed, f"resume={folder / 'one_then_fsdp2'}"]),
         (folder / "fsdp2_told", [*base, *TOGETHER, *told]),
         (folder / "ddp_stopped", [*base, *TOGETHER, "strategy=ddp"], (signal.SIGTERM, 0)),
-        (folder / "fsdp2_skips", [*base, *TOGETHER, "strategy=fsdp2", "on_nan=skip"], None, True),
-        (folder / "ddp_stops", [*base, *TOGETHER, "strategy=ddp"], None, True),
+        (folder / "fsdp2_skips", [*base, *TOGETHER, "strategy=fsdp2", "on_nan=skip"], None, "loss"),
+        (folder / "ddp_stops", [*base, *TOGETHER, "strategy=ddp"], None, "loss"),
         (folder / "fsdp2_then_one", [*base, *TOGETHER, "strategy=fsdp2"], killed),
     ]
     with mock.patch.dict(os.environ, WANDB_DATA_DIR=str(folder)):
