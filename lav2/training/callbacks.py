@@ -66,7 +66,11 @@ class MetricsFile(Logger):
         write_whole(self.path, content.getvalue())
 
     def finalize(self, status: str) -> None:
-        self.save()
+        try:
+            self.save()
+        except OSError:
+            if status != "failed":  # else the disk may be what it failed by, and that is told already
+                raise
 
 
 def loggers(folder: str | Path, wandb: dict[str, Any] | None = None) -> list[Logger]:

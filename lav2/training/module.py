@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -73,6 +74,8 @@ class JointModule(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
         """Let what a step draws depend on the seed and the step alone, so that a resumed run draws the same."""
+        if batch_index % self.trainer.accumulate_grad_batches == 0:
+            self.step_losses.clear()
         place = f"{self.seed} {self.current_epoch} {batch_index} {self.global_rank}"
         torch.manual_seed(zlib.crc32(place.encode()))
 
@@ -135,8 +138,8 @@ class JointModule(LightningModule):
     def configure_gradient_clipping(self, optimizer: Optimizer, **_: Any) -> None:
         """Clip each group's gradient by itself: one common norm would let one task scale the other's step.
 
-        DeepSpeed keeps the gradients to itself: a config that wants them clipped was refused, and a loss that is not
-        finite always stops the run.
+        DeepSpeed keeps the gradients to itself: a config that wants them clipped was refused, and what is not finite
+        always stops the run (see :meth:`optimizer_step`).
 
         Raises:
             UserError: a gradient is not finite, as ``on_nan`` says. (Processes share their gradients, so all agree.)
@@ -155,10 +158,23 @@ class JointModule(LightningModule):
             self.log(f"train/{group}_learning_rate", learning_rate(optimizer, group))
         if not isinstance(optimizer, TaskOptimizers):
             self.refuse_losses_that_are_not_finite()
-        self.step_losses.clear()
         self.skipped += not finite
         if self.skipped:
             self.log("train/skipped_steps", float(self.skipped))
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Lightning's; DeepSpeed tells the common norm of the gradients when it has made the step, or has left it out.
+
+        Raises:
+            UserError: that norm is not finite.
+        """
+        super().optimizer_step(*arguments, **named)
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            norm = self.trainer.model.get_global_grad_norm()  # of the last step; None before the first
+            if norm is not None and not math.isfinite(norm):
+                raise UserError(
+                    f"step {self.global_step}: the gradient is not finite: {self.suspects()}. Mend the data"
+                )
 
     def leave_out(self, group: str, optimizer: TaskOptimizers) -> None:
         """Name the batch whose loss or gradient is not finite; stop, or let ``group`` take no step."""

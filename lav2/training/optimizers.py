@@ -107,6 +107,7 @@ class TaskOptimizers(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._share()  # DeepSpeed, offloading, steps one of the parameter groups after another
         for group, optimizer in self.optimizers.items():
             if self.trains(group):
                 optimizer.step()  # of an idle group it would move parameters even so, by their momentum and decay

@@ -20,6 +20,8 @@ from lav2.disk import remove_leftovers, write_whole
 from lav2.run_folder import CONFIG, RECORD
 from lav2.training.speed import device_name, peak_memory_mb, reset_peak_memory
 
+BLOCK = 4096  # bytes that a disk gives a file at once
+
 
 class RunRecord(Callback):
     """Keeps ``run.json`` while a run trains: its state, process, seconds (over all resumptions), peak memory."""
@@ -87,12 +89,18 @@ def keep_config(cfg: DictConfig, folder: Path) -> None:
 
 @rank_zero_only
 def write_record(folder: Path, **values: Any) -> None:
-    """Set ``values`` in the record and leave the others; a disk that takes no more is told of by what it stopped."""
+    """Set ``values`` in the record and leave the others. A full disk still takes why a run failed: the block that the
+    record has is written over."""
+    content = json.dumps(read_record(folder) | values, indent=2) + "\n"
     try:
-        write_whole(folder / RECORD, json.dumps(read_record(folder) | values, indent=2) + "\n")
+        write_whole(folder / RECORD, content)
     except OSError:
         if values["state"] != "failed":
             raise
+        if len(content) <= BLOCK:
+            with contextlib.suppress(OSError), (folder / RECORD).open("r+") as file:
+                file.write(content)
+                file.truncate()
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which strategies fit a machine and a config; DeepSpeed's, as Lightning drives it."""
+"""Which strategies fit a machine and a config; DeepSpeed's, as Lightning drives it; the end of launched processes."""
 
 import importlib.util
 import os
@@ -89,3 +89,15 @@ def device_problems(strategy: DictConfig, trainer: Trainer) -> Iterator[str]:
     cores = os.cpu_count() or 1
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
         yield f"trainer.devices gives {trainer.num_devices} processes; this machine has no GPU and {cores} CPU cores"
+
+
+def end_launched(trainer: Trainer) -> None:
+    """Kill the processes that this one has started, before it leaves for a reason that may be its own alone, such as a
+    full disk: they would wait for it in a collective, which heeds no gentler signal, and then fail in their own words.
+    """
+    started = getattr(trainer.strategy.launcher, "procs", [])
+    launched = started.copy()
+    started.clear()  # Lightning's observer kills this process when one of those has failed
+    for process in launched:
+        process.kill()
+        process.wait()

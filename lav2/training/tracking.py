@@ -18,19 +18,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 
 from lav2.cli import in_sweep
 from lav2.data.pictures import read_picture
+from lav2.disk import write_whole
 from lav2.errors import UserError
 from lav2.llama.generation import generate
 from lav2.llama.text import AnswerText
 from lav2.training.data import JointData
 from lav2.training.sharding import Sharding, whole
 
-MODES = ("online", "offline", "disabled")
+MODES = ("online", "offline", "disabled", "shared", "run", "dryrun")  # wandb's; the last two mean the first two
 PICTURES = 8  # held-out ones that are captioned at every validation
 LONGEST_CAPTION = 48  # tokens
 THUMBNAIL = 224  # pixels
@@ -43,13 +45,18 @@ def wandb_logger(
     resumed run goes on in its wandb run.
 
     Args:
-        mode: ``online``, ``offline`` or ``disabled``; ``None`` is what ``WANDB_MODE`` says, or else online where wandb
-            finds a key and offline where it finds none.
+        mode: ``online``, ``offline`` or ``disabled``, or another word of wandb's for it; ``None`` is what
+            ``WANDB_MODE`` says, or else online where wandb finds a key and offline where it finds none.
         group: default: the sweep's folder.
+
+    Raises:
+        UserError: there is no such mode.
     """
-    if mode not in (None, *MODES):
-        raise UserError(f"logger.wandb.mode is {mode!r}; choose one of {', '.join(MODES)}, or null")
-    mode = mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    said = os.environ.get("WANDB_MODE")  # wandb looks at it even if told the mode
+    for name, value, none in (("logger.wandb.mode", mode, "null"), ("WANDB_MODE", said, "unset it")):
+        if value not in (None, *MODES):
+            raise UserError(f"{name} is {value!r}; choose one of {', '.join(MODES)}, or {none}")
+    mode = mode or said or ("online" if has_key() else "offline")
     folder, changes = Path(folder), swept()
     if in_sweep():
         group = group or Path(HydraConfig.get().sweep.dir).name
@@ -87,11 +94,12 @@ def swept() -> list[str]:
     return [change for change in hydra.overrides.task if change.lstrip("+").partition("=")[0] not in fixed]
 
 
-def run_id(path: Path) -> str:
-    """The wandb run's id: that in ``path``, or a new one that is kept there."""
+@rank_zero_only
+def run_id(path: Path) -> str | None:
+    """The wandb run's id: that in ``path``, or a new one that is kept there; ``None`` on processes that log nothing."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(4))
+        write_whole(path, secrets.token_hex(4))
     return path.read_text()
 
 

@@ -112,6 +112,10 @@ def test_kill_9_and_resume_equals_uninterrupted(config, whole, tmp_path, moment)
 
     assert forked(killed) == -signal.SIGKILL
     assert read_run(folder).state == "killed"
+    assert [path.name for path in (folder / "checkpoints").glob("[!.]*")] == ["step=2.ckpt"], "half of one is none"
+    if moment == "in a checkpoint":
+        (half_written,) = folder.glob("checkpoints/.*.tmp")
+        assert half_written.read_bytes() == b"half of"
     train(config(*SHORT, f"resume={folder}"), folder)
     assert equal(folder, whole) and metrics(folder) == metrics(whole) and record(folder)["state"] == "finished"
     assert not list(folder.rglob("*.tmp")), "what the killed writer left"
@@ -183,6 +187,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(config, whole, 
             train(config(*SHORT), folder)
         line = mistake(full.value)
         assert line.startswith(f"no space left on the disk {folder}") and "\n" not in line
+        assert (record(folder)["state"], record(folder)["reason"]) == ("failed", line)
         assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step=2.ckpt"]
         filler.unlink(missing_ok=True)
         monkeypatch.undo()

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from lav2 import load
 from lav2.errors import UserError
 from lav2.training.callbacks import MetricsFile
+from lav2.training.tracking import run_id, wandb_logger
 from tests.training.test_joint import adapter
 
 
@@ -118,14 +120,22 @@ def test_wandb_offline_holds_what_the_run_logged(run, no_key, world):
     assert settings["seed"] == 3 and settings["adapter"]["prompt_length"] == 6
 
     logged, stored = history(records), rows(folder)
-    for name in ("train/caption_loss", "train/instruction_loss", "train/caption_learning_rate", "val/caption_loss"):
+    both = ("train/{}_loss", "train/{}_learning_rate", "train/{}_gradient_norm", "val/{}_loss")
+    curves = [name.format(task) for task in ("caption", "instruction") for name in both]
+    for name in (*curves, "speed/tokens_per_second", "speed/memory_mb"):
         values = [float(row[name]) for row in stored if row[name]]
-        assert values and logged[name] == pytest.approx(values)
-    assert len(logged["speed/tokens_per_second"]) == len(logged["speed/memory_mb"]) == 4
+        assert len(values) == (2 if name.startswith("val/") else 4) and min(values) > 0, name
+        assert logged[name] == pytest.approx(values), name
     gates = {name for name in logged if name.startswith("gates/")}
     assert gates == {f"gates/visual/{n}" for n in range(4)} | {f"gates/adaptation/{n}" for n in (4, 5)}
-    mean = sum(logged[f"gates/adaptation/{n}"][-1] for n in (4, 5)) / 2
-    assert mean == pytest.approx(float(stored[-1]["train/adaptation_gate"]))
+    saved = adapter(folder)
+    for name in gates:
+        kind, layer = name.removeprefix("gates/").split("/")
+        gate = (
+            f"caption.gates.{layer}.weight" if kind == "visual" else f"instruction.layers.{layer}.prompts.gate.weight"
+        )
+        assert len(logged[name]) == 4 and logged[name][0] > 0
+        assert logged[name][-1] == pytest.approx(saved[gate].tanh().abs().mean().item()), name
 
     table, media = captions_table(records)
     assert table["columns"] == ["image", "prompt", "reference", "step 2", "step 4"]
@@ -150,5 +160,22 @@ def test_wandb_changes_nothing_and_can_be_switched_off(run, no_key, monkeypatch)
     off, tracked = run("off", *short, "logger.wandb.mode=disabled"), run("tracked", *short)
     assert not list(off.glob("wandb/*run*"))
     assert all(torch.equal(value, adapter(tracked)[name]) for name, value in adapter(off).items())
-    with pytest.raises(UserError, match="logger.wandb.mode is 'of'; choose one of online, offline, disabled, or null"):
+    choices = "choose one of online, offline, disabled, shared, run, dryrun, or"
+    with pytest.raises(UserError, match=f"^logger.wandb.mode is 'of'; {choices} null$"):
         run("wrong", "logger=wandb", "logger.wandb.mode=of")
+    for mode in (None, "offline"):  # wandb itself reads the variable in either case
+        monkeypatch.setenv("WANDB_MODE", "offlin")
+        with pytest.raises(UserError, match=f"^WANDB_MODE is 'offlin'; {choices} unset it$"):
+            wandb_logger(tracked, "lav2", mode)
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    assert wandb_logger(tracked, "lav2")._wandb_init["mode"] == "dryrun"
+    assert wandb.Settings(mode="dryrun")._offline and not wandb.Settings(mode="run")._offline
+
+
+def test_one_process_alone_chooses_the_id_of_the_wandb_run(tmp_path, monkeypatch):
+    """Processes that a cluster starts at once would each write another."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert run_id(tmp_path / "wandb" / "id") is None and not list(tmp_path.iterdir())
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    chosen = run_id(tmp_path / "wandb" / "id")
+    assert run_id(tmp_path / "wandb" / "id") == chosen == (tmp_path / "wandb" / "id").read_text()

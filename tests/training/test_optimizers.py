@@ -65,6 +65,23 @@ def test_equals_each_optimizer_on_its_own():
         assert all(torch.equal(*pair) for pair in zip(params[task], alone[task], strict=True))
 
 
+def test_its_groups_may_take_their_steps_one_after_another():
+    """As DeepSpeed lets them when it keeps them in the host's memory, with the gradients of all there."""
+    at_once, in_turn = parameters(), parameters()
+    for params, turns in ((at_once, [slice(None)]), (in_turn, [slice(n, n + 1) for n in range(4)])):
+        optimizer = composite(params)
+        groups = optimizer.param_groups
+        for step in range(3):
+            for members in params.values():
+                for parameter, gradient in zip(members, gradients(step), strict=True):
+                    parameter.grad = gradient
+            for turn in turns:
+                optimizer.param_groups = groups[turn]
+                optimizer.step()
+    for task in SETTINGS:
+        assert all(torch.equal(*pair) for pair in zip(at_once[task], in_turn[task], strict=True))
+
+
 def test_its_state_survives_saving():
     params = parameters()
     optimizer = composite(params)

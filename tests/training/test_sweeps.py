@@ -88,6 +88,29 @@ def test_a_sweep_of_several_processes(tmp_path, launcher):
     assert not (tmp_path / "sweep" / "1").exists()  # it wrote nothing
 
 
+@pytest.mark.slow
+def test_runs_of_several_processes_at_once(world, tmp_path):
+    """In the folder that a sweep has by default; of two runs of joblib's, one fails."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra sweeps")
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "train.py", "-m", "experiment=demo", *settings(world), "trainer.max_steps=2"),
+            *("trainer.limit_val_batches=0", "adapter.prompt_layers=99,2", "hydra/launcher=joblib"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 2 and "job 0 of the sweep (" in done.stderr.splitlines()[-1], done.stderr
+    (folder,) = (tmp_path / "outputs" / "demo").glob("sweep_*")
+    rows = table(folder)
+    assert [(row["adapter.prompt_layers"], row["state"]) for row in rows] == [("99", "failed"), ("2", "finished")]
+    assert "prompt_layers" in rows[0]["reason"] and float(rows[1]["train/instruction_loss"]) > 0
+    assert (folder / "1" / "adapter" / "adapter_model.safetensors").is_file()
+    assert sorted(path.name for path in folder.iterdir()) == ["0", "1", "multirun.yaml", "report"]
+
+
 @pytest.fixture
 def job():
     """``job(*overrides)``: the config of a sweep's job, in a process that takes itself for one."""
