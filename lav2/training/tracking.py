@@ -52,7 +52,7 @@ def wandb_logger(
     Raises:
         UserError: there is no such mode.
     """
-    said = os.environ.get("WANDB_MODE")  # wandb looks at it even if told the mode
+    said = os.environ.get("WANDB_MODE") or None  # wandb looks at it even if told the mode
     for name, value, none in (("logger.wandb.mode", mode, "null"), ("WANDB_MODE", said, "unset it")):
         if value not in (None, *MODES):
             raise UserError(f"{name} is {value!r}; choose one of {', '.join(MODES)}, or {none}")
