@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from benchmarks.measure import SMOLLM2, Ratio
-from benchmarks.training import batch, required_operations, resident, step
+from benchmarks.measure import SMOLLM2, Ratio, begin_peak, resident
+from benchmarks.training import batch, required_operations, step
 
 LAYERS = 6
 
@@ -89,11 +89,10 @@ def measure(case: Case, repetitions: int, layers: int = LAYERS) -> dict:
 
     steps(8)()  # loads the kernels
     forward_and_backward = steps(case.length)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak counts from here
+    begin_peak()
     before = resident("VmRSS")
     forward_and_backward()
-    peak = resident("VmHWM") - before
+    peak = (resident("VmHWM") - before) / 2**20
     seconds = []
     for _ in range(repetitions):
         start = time.process_time()

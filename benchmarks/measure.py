@@ -1,5 +1,7 @@
 """What the benchmarks share: the machine's own limits, and how repeated measurements are summed up."""
 
+import ctypes
+import gc
 import importlib.metadata
 import os
 import statistics
@@ -75,6 +77,19 @@ class Gathered(TorchDispatchMode):
         if function is torch.ops.c10d._allgather_base_.default:
             self.bytes += arguments[0].nbytes
         return function(*arguments, **(keywords or {}))
+
+
+def begin_peak() -> None:
+    """From now on ``VmHWM`` counts anew; what is free has gone back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident(field: str) -> int:
+    """``VmRSS`` or ``VmHWM`` of this process, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(field)))
 
 
 def matmul_rate(dtype: torch.dtype, inputs: int, outputs: int, tokens: int, seconds: float = 0.5) -> float:

@@ -1,28 +1,46 @@
 """What each way to save memory costs and brings, on the same model and batches: peak memory, time a step, loss.
 
 A random LLaMA is written to disk and trained with V2's adapter for some joint steps, in turn in each way, each time in
-fresh processes. Memory is the peak of the resident set of a process above what it was after the imports, with the code
-of kernels that are loaded at their first use and the gaps of the C library's allocator; time is a process's own, of one
-thread, and the first step is left out. The loss is that of the last step: whatever rounds weights or activations shows
-there. Two processes have the same batches, so that their losses are a single process's. With offload on a CPU the
-shares lie where they lay before: the row says what the way itself costs, and that it computes the same.
+fresh processes. Time is a process's own, of one thread, and the first step is left out. Memory is the peak of its
+resident set in two more steps, above what it was when a tiny model had been trained in the same way, so that all code
+is loaded; in these steps the C library gives every larger block back at once, so that its gaps do not count. The loss
+is that of the last timed step: whatever rounds weights or activations shows there. Two processes have the same batches,
+so that their losses are a single process's. With offload on a CPU the shares lie where they lay before: the row says
+what the way itself costs, and that it computes the same.
 
     python -m benchmarks.memory [--hidden-size 1024] [--layers 6] [--steps 4] [--rounds 2] > memory.json
 """
 
 import argparse
+import ctypes
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 
-from benchmarks.loading import in_fresh_process, peak_memory
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
-# Nothing heavy is imported above: a process starts with the peak of the one that started it.
+from benchmarks.loading import in_fresh_process
+from benchmarks.measure import Ratio, begin_peak, ratios, resident
+from lav2.adapter import AdaptedLlama, AdapterConfig, owned
+from lav2.config import DTYPES
+from lav2.llama import Llama, load_llama
+from lav2.llama.loading import open_checkpoint, read_config
+from lav2.tasks import TASKS
+from lav2.training.loss import response_loss
+from lav2.training.optimizers import TaskOptim, TaskOptimizers
+from lav2.training.plan import Planner, Setting, moments
+from lav2.training.recomputation import recompute_blocks
+from lav2.training.sharding import Sharding, skeleton
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ class Way:
     offload: bool = False
 
 
-PLAIN = "bfloat16"
+PLAIN, TINY = "bfloat16", "tiny"
 WAYS = {
     "float32": Way("float32"),
     PLAIN: Way(),
@@ -47,76 +65,69 @@ WAYS = {
     "bfloat16, fsdp2 on 2, offload": Way(processes=2, offload=True),
 }
 ONE = "import json, sys; from benchmarks.memory import *; print(json.dumps(measure(*json.loads(sys.argv[1]))))"
+OPTIM = TaskOptim(partial(torch.optim.AdamW, lr=1e-3))
 ROWS, LENGTHS, IMAGE_TOKENS, WIDTH = {"caption": 2, "instruction": 2}, {"caption": 64, "instruction": 192}, 49, 512
 
 
 def measure(name: str, folder: str, steps: int, rank: int, address: str) -> dict:
     """Train in this process, one of the way's: peak bytes, what the plan says, seconds a step, last loss."""
-    import statistics
-    from functools import partial
-
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-
-    from lav2.adapter import AdaptedLlama, AdapterConfig, owned
-    from lav2.config import DTYPES
-    from lav2.llama import Llama, load_llama
-    from lav2.llama.loading import open_checkpoint
-    from lav2.tasks import TASKS
-    from lav2.training.loss import response_loss
-    from lav2.training.optimizers import TaskOptim, TaskOptimizers
-    from lav2.training.plan import Planner, Setting, moments
-    from lav2.training.recomputation import recompute_blocks
-    from lav2.training.sharding import Sharding, skeleton
-
     way = WAYS[name]
-    dtype = DTYPES[way.dtype]
     torch.set_num_threads(1)
-    if way.quantize:
-        import torchao.quantization  # noqa: F401
     if way.processes > 1:
         dist.init_process_group("gloo", address, rank=rank, world_size=way.processes)
-    start = peak_memory()
+    step(way, str(Path(folder) / TINY))()
+    begin_peak()
+    start = resident("VmRSS")
     torch.manual_seed(0)
+    one = step(way, folder)
+    times = []
+    for _ in range(steps):
+        began = time.process_time()
+        loss = one()
+        times.append(time.process_time() - began)
+    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD
+    begin_peak()
+    for _ in range(2):
+        one()
+    peak = resident("VmHWM") - start
+    if way.processes > 1:
+        dist.destroy_process_group()
+    with torch.device("meta"):
+        bare = AdaptedLlama(Llama(read_config(folder)).to(DTYPES[way.dtype]), AdapterConfig(), WIDTH)
+    planner = Planner(bare, WIDTH, IMAGE_TOKENS, LENGTHS, frozenset({"caption"}), moments(OPTIM))
+    strategy = "fsdp2" if way.processes > 1 else "single"
+    plan = planner.memory(Setting(strategy, way.processes, way.recompute, False, way.quantize, ROWS))
+    return {"bytes": peak, "plan": sum(plan.values()), "seconds": statistics.median(times[1:]), "loss": loss}
+
+
+def step(way: Way, folder: str) -> Callable[[], float]:
+    """A joint step on the model in ``folder``, which gives its loss."""
+    dtype, checkpoint = DTYPES[way.dtype], open_checkpoint(folder)
     sharded = way.processes > 1
-    checkpoint = open_checkpoint(folder)
     llama = skeleton(checkpoint, dtype) if sharded else load_llama(folder, dtype, way.quantize)
     if way.recompute:
         recompute_blocks(llama)
     model = AdaptedLlama(llama, AdapterConfig(), WIDTH).train()
     if sharded:
         strategy = Sharding(offload=way.offload)
-        names = ("data_parallel", "tensor_parallel")
         strategy.parallel_devices = [torch.device("cpu")] * way.processes
+        names = ("data_parallel", "tensor_parallel")
         strategy._device_mesh = init_device_mesh("cpu", (way.processes, 1), mesh_dim_names=names)
         strategy.shard(model, checkpoint)
-    optim = TaskOptim(partial(torch.optim.AdamW, lr=1e-3))
-    optimizer = TaskOptimizers({task: optim.build(task, owned(model, task)) for task in TASKS})
-    times = []
+    optimizer = TaskOptimizers({task: OPTIM.build(task, owned(model, task)) for task in TASKS})
     torch.manual_seed(1)
     tokens = {task: torch.randint(3, llama.config.vocab_size, (ROWS[task], LENGTHS[task])) for task in TASKS}
-    features = torch.randn(ROWS["caption"], IMAGE_TOKENS, WIDTH)
     batches = {task: {"tokens": tokens[task], "labels": tokens[task]} for task in TASKS}
-    batches["caption"]["features"] = features
-    for _ in range(steps):
-        began = time.process_time()
+    batches["caption"]["features"] = torch.randn(ROWS["caption"], IMAGE_TOKENS, WIDTH)
+
+    def one() -> float:
         loss = sum(response_loss(model, batches[task], task) for task in TASKS)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        times.append(time.process_time() - began)
-        last = loss.item()
-        del loss
-    peak = peak_memory() - start
-    with torch.device("meta"):
-        bare = AdaptedLlama(Llama(llama.config).to(dtype), AdapterConfig(), WIDTH)
-    planner = Planner(bare, WIDTH, IMAGE_TOKENS, LENGTHS, frozenset({"caption"}), moments(optim))
-    strategy_name = "fsdp2" if sharded else "single"
-    plan = planner.memory(Setting(strategy_name, way.processes, way.recompute, False, way.quantize, ROWS))
-    if sharded:
-        dist.destroy_process_group()
-    return {"bytes": peak, "plan": sum(plan.values()), "seconds": statistics.median(times[1:]), "loss": last}
+        return loss.item()
+
+    return one
 
 
 def in_processes(name: str, folder: str, steps: int) -> dict:
@@ -139,11 +150,19 @@ def in_processes(name: str, folder: str, steps: int) -> dict:
     return {key: max(one[key] for one in found) for key in found[0]}
 
 
+def write(folder: str, hidden_size: int, layers: int) -> None:
+    """The model to measure in ``folder``, and a tiny one inside."""
+    tiny = Path(folder) / TINY
+    tiny.mkdir()
+    in_fresh_process("write_model", str(tiny), 64, 1)
+    in_fresh_process("write_model", folder, hidden_size, layers)
+
+
 def run(hidden_size: int = 1024, layers: int = 6, steps: int = 4, rounds: int = 2) -> dict:
     """All measurements, as json takes them: for each way its settings and what each round found."""
     found: dict[str, list[dict]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        in_fresh_process("write_model", folder, hidden_size, layers)
+        write(folder, hidden_size, layers)
         for _ in range(rounds):
             for name in WAYS:
                 found[name].append(in_processes(name, folder, steps))
@@ -151,10 +170,8 @@ def run(hidden_size: int = 1024, layers: int = 6, steps: int = 4, rounds: int = 
     return {"threads": 1, "ways": {name: asdict(way) for name, way in WAYS.items()}, "results": found}
 
 
-def lines(found: dict) -> Iterator:
+def lines(found: dict) -> Iterator[Ratio]:
     """What ``run`` found, beside training with bfloat16 weights in one process; the loss beside float32's."""
-    from benchmarks.measure import Ratio, ratios
-
     results = {name: {key: [one[key] for one in runs] for key in runs[0]} for name, runs in found["results"].items()}
     plain = results[PLAIN]
     for name, result in results.items():

@@ -9,8 +9,6 @@ Peak memory is taken in a process for each contestant, above what it holds once 
 """
 
 import argparse
-import ctypes
-import gc
 import json
 import multiprocessing
 import sys
@@ -24,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import FIGURES, SMOLLM2, Ratio, environment, matmul_rate, ratios
+from benchmarks.measure import FIGURES, SMOLLM2, Ratio, begin_peak, environment, matmul_rate, ratios, resident
 
 SHAPES = {
     "smollm2": SMOLLM2,
@@ -270,23 +268,11 @@ def peak(contestant: Callable, folder: str, dtype: str, layers: int, data: tuple
     for _ in range(2):
         start(*(x[:2, -32:] for x in data))()  # a small batch
     forward_and_backward = start(*data)
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak counts from here
+    begin_peak()
     before = resident("VmRSS")
     for _ in range(2):
         forward_and_backward()
-    return round(resident("VmHWM") - before, 1)
-
-
-def resident(field: str) -> float:
-    """``VmRSS`` or ``VmHWM`` of this process, in MB."""
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith(field):
-                return int(line.split()[1]) / 1024
-    raise OSError(f"no {field} in /proc/self/status")
+    return round((resident("VmHWM") - before) / 2**20, 1)
 
 
 CASES = (
