@@ -219,8 +219,8 @@ def vision_problems(cfg: DictConfig) -> Iterator[str]:
     known = list(inspect.signature(VisionEncoder).parameters)
     if unknown := sorted(settings.keys() - set(known)):
         yield f"vision has no setting {unknown[0]!r}; it has {', '.join(known)}"
-    yield from encoder_problems(settings)
-    yield from sight_problems(adapter_config(cfg), settings)
+    wrong = list(encoder_problems(settings))
+    yield from wrong or sight_problems(adapter_config(cfg), settings)
     found = isinstance(cfg.vision.weights, str) and Path(cfg.vision.weights).is_file()
     if has_weights(cfg) and not found and build_data(cfg).has_images:
         yield f"vision.weights is {cfg.vision.weights}: name the file with the weights of {cfg.vision.name}"

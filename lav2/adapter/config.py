@@ -62,7 +62,7 @@ class MixtureConfig:
     :class:`lav2.adapter.mixture.MixtureOfModality`. ``routing`` concerns the encoder: ``per_sample`` reads each image's
     own class token; ``first_of_batch`` is what the authors' code does, where the first image of a batch routes all.
     In a batch that mixes rows with an image and rows of text the first may be of text, whose blank picture then routes
-    the images: in training alone, because answers are given to the two kinds in batches of their own.
+    the images: in training and validation alone, because answers are given to the two kinds in batches of their own.
     """
 
     width: int = 0

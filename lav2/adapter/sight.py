@@ -15,25 +15,26 @@ def sight_problems(adapter: AdapterConfig, vision: Mapping[str, Any]) -> Iterato
         UserError: open_clip has no such encoder, or cannot build it.
     """
     mixture, projector, name = adapter.mixture, adapter.projector, vision["name"]
-    depth, width = len(blocks(bare_tower(name))), token_shape(name)[1]
-    if mixture.vision_blocks and (mixture.vision_blocks, mixture.vision_width) != (depth, width):
-        yield (
-            f"adapter.mixture.vision_blocks and vision_width are {mixture.vision_blocks} and {mixture.vision_width}; "
-            f"{name} has {depth} transformer blocks, {width} wide"
-        )
+    if mixture.vision_blocks:
+        depth, width = len(blocks(bare_tower(name))), token_shape(name)[1]
+        if (mixture.vision_blocks, mixture.vision_width) != (depth, width):
+            yield (
+                f"adapter.mixture.vision_blocks and vision_width are {mixture.vision_blocks} and "
+                f"{mixture.vision_width}; {name} has {depth} transformer blocks, {width} wide"
+            )
     if projector.kind == "bottleneck" and len(vision["layers"] or []) != projector.scales:
         yield (
             f"adapter.projector.scales is {projector.scales} and vision.layers {vision['layers']}: a bottleneck "
             "joins the class tokens of so many layers (vision.tokens=class_tokens)"
         )
     if adapter.fusion == "tokens":
-        yield from image_token_problems(adapter, vision, depth)
+        yield from image_token_problems(adapter, vision)
 
 
-def image_token_problems(adapter: AdapterConfig, vision: Mapping[str, Any], depth: int) -> Iterator[str]:
+def image_token_problems(adapter: AdapterConfig, vision: Mapping[str, Any]) -> Iterator[str]:
     """Whether there are ``visual_length`` image tokens and, for LaVIN, class tokens as the encoder's blocks leave them,
     without CLIP's last norm and projection (its parameter counts are of 1024-wide tokens)."""
-    kind, length = adapter.projector.kind, adapter.visual_length
+    kind, length, depth = adapter.projector.kind, adapter.visual_length, len(blocks(bare_tower(vision["name"])))
     each = token_count(vision["name"], vision["tokens"], vision["layers"])
     made = {"queries": length, "mlp": each, "linear_patches": each}.get(kind, 1)
     if made != length:
@@ -45,5 +46,5 @@ def image_token_problems(adapter: AdapterConfig, vision: Mapping[str, Any], dept
             f"adapter.visual_length is {length}, but adapter.projector.kind={kind} makes {made} image tokens of the "
             f"{each} that vision.tokens={vision['tokens']} gives: set {', or '.join(ways)}"
         )
-    elif adapter.mixture.vision_blocks and vision["projected"]:
+    elif adapter.mixture.vision_blocks and vision["tokens"] == "class_tokens" and vision["projected"]:
         yield "vision.projected is true, but LaVIN reads class tokens as CLIP's blocks leave them: set it to false"

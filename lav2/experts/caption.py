@@ -1,7 +1,9 @@
 """The project's own captioner as an expert: a V1 or V2 adapter (V2 paper, sec 4.4)."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from lav2.adapter import read_adapter_config
 from lav2.errors import UserError
 from lav2.experts.images import digest
 from lav2.llama.loading import fingerprint
-from lav2.run_folder import ADAPTER_WEIGHTS, RECORD
+from lav2.run_folder import RECORD
 
 if TYPE_CHECKING:
     from lav2.inference import Assistant
@@ -49,12 +51,23 @@ class CaptionExpert:
     def share_base(self, assistant: "Assistant") -> None:
         """Load a captioner that is a folder still, on the base of ``assistant``, or choose one."""
         if self.captioner is None:
-            found = None if assistant.folded else newest_run(self.runs, fingerprint(assistant.model.llama))
-            who = found or f"the model that answers ({self.runs} holds no finished run on its base)"
-            print(f"captions are by {who}; experts.caption.captioner=… names another run", file=sys.stderr)
-            self.captioner = found or assistant
+            self.captioner = self.choose(assistant)
         if isinstance(self.captioner, str | Path):
             self.captioner = assistant.sibling(self.captioner)
+
+    def choose(self, assistant: "Assistant") -> "Assistant":
+        """The newest finished run in ``runs`` that fits, or the model that answers; a line on stderr says which."""
+        who, captioner = f"the model that answers ({self.runs} holds no finished run on its base)", assistant
+        if assistant.folded:
+            who = "the model that answers (fold=true leaves no base for another)"
+        for run in [] if assistant.folded else finished_runs(self.runs, fingerprint(assistant.model.llama)):
+            try:
+                who, captioner = run, assistant.sibling(run)
+                break
+            except UserError as error:
+                print(f"{run} cannot caption: {error}", file=sys.stderr)
+        print(f"captions are by {who}; experts.caption.captioner=… names another run", file=sys.stderr)
+        return captioner
 
     @cached_property
     def fingerprint(self) -> str:
@@ -74,11 +87,11 @@ class CaptionExpert:
         return self.captioner.generate([self.instruction()], [image], **self.generation)[0]
 
 
-def newest_run(folder: str | Path, base: str) -> Path | None:
-    """The newest finished run in ``folder`` whose adapter was trained on the base of the fingerprint ``base``."""
+def finished_runs(folder: str | Path, base: str) -> Iterator[Path]:
+    """The finished runs in ``folder`` whose adapters are of the base with the fingerprint ``base``, newest first."""
     for record in sorted(Path(folder).rglob(RECORD), key=lambda path: path.stat().st_mtime, reverse=True):
-        adapter = record.parent / "adapter"
-        finished = json.loads(record.read_text()).get("state") == "finished" and (adapter / ADAPTER_WEIGHTS).is_file()
-        if finished and read_adapter_config(adapter)["base"]["fingerprint"] == base:
-            return record.parent
-    return None
+        with contextlib.suppress(ValueError, UserError):  # what cannot be read is no finished run
+            adapter = record.parent / "adapter"
+            finished = json.loads(record.read_text()).get("state") == "finished"
+            if finished and read_adapter_config(adapter)["base"]["fingerprint"] == base:
+                yield record.parent

@@ -31,9 +31,13 @@ def trains_on_cpu(*tensors: Tensor) -> bool:
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """:func:`attention` of all queries over all keys, H = G, with the softmax in fp32."""
+    """:func:`attention` of all queries over all keys, H = G, with the softmax in fp32 at least.
+
+    In bf16 the logits are rounded before it, as where transformers writes attention out; the kernel rounds none.
+    """
     logits = query @ (key * query.shape[-1] ** -0.5).transpose(-1, -2)
-    return logits.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    softmax = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return softmax.to(value.dtype) @ value
 
 
 class BFloat16OnCpu(torch.autograd.Function):

@@ -76,6 +76,7 @@ class JointModule(LightningModule):
         """Let what a step draws depend on the seed and the step alone, so that a resumed run draws the same."""
         if batch_index % self.trainer.accumulate_grad_batches == 0:
             self.step_losses.clear()
+            self.optimizer.begin()
         place = f"{self.seed} {self.current_epoch} {batch_index} {self.global_rank}"
         torch.manual_seed(zlib.crc32(place.encode()))
 

@@ -91,7 +91,7 @@ class TaskOptimizers(Optimizer):
 
     def __init__(self, optimizers: Mapping[str, Optimizer]):
         self.optimizers = dict(optimizers)
-        self.trained: set[str] | None = None  # the groups trained since the last step; None is all
+        self.trained: set[str] | None = None  # the groups that the present step trains; None is all
         super().__init__([group for optimizer in self.optimizers.values() for group in optimizer.param_groups], {})
         self._share()
 
@@ -107,19 +107,22 @@ class TaskOptimizers(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._share()  # DeepSpeed, offloading, steps one of the parameter groups after another
+        self._share()  # DeepSpeed calls this for one of the parameter groups after another
         for group, optimizer in self.optimizers.items():
             if self.trains(group):
                 optimizer.step()  # of an idle group it would move parameters even so, by their momentum and decay
-        self.trained = None
         return loss
 
+    def begin(self) -> None:
+        """A step begins: what was noted for the one before is over. (:meth:`step` may be called more than once.)"""
+        self.trained = None
+
     def note_trained(self, groups: Iterable[str]) -> None:
-        """Let the next step be of these groups, and those noted before, alone."""
+        """Let this step be of these groups, and those noted since it began, alone."""
         self.trained = (self.trained or set()) | set(groups)
 
     def trains(self, group: str) -> bool:
-        """Whether the next step moves ``group``."""
+        """Whether this step moves ``group``."""
         return self.trained is None or group in self.trained
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

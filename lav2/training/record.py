@@ -104,8 +104,10 @@ def write_record(folder: Path, **values: Any) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        return json.loads((folder / RECORD).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # there is none yet, or a kill fell into the words on a full disk
+        return {}
 
 
 def trains_here(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lav2.adapter import AdaptedLlama, parameter_summary, read_adapter_config, trained_groups
 from lav2.adapter.start import start_from
-from lav2.cli import in_sweep, mistake
+from lav2.cli import in_sweep
 from lav2.config import (
     DTYPES,
     adapter_config,
@@ -136,9 +136,8 @@ def train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     module = JointModule(model, build_optim(cfg), cfg.tasks, cfg.seed, cfg.on_nan, weights, cfg.one_pass)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except Exception as error:
-        if mistake(error):
-            end_launched(trainer)
+    except Exception:
+        end_launched(trainer)
         raise
     finally:
         for logger in trainer.loggers:

@@ -92,8 +92,9 @@ def device_problems(strategy: DictConfig, trainer: Trainer) -> Iterator[str]:
 
 
 def end_launched(trainer: Trainer) -> None:
-    """Kill the processes that this one has started, before it leaves for a reason that may be its own alone, such as a
-    full disk: they would wait for it in a collective, which heeds no gentler signal, and then fail in their own words.
+    """Kill the processes that this one has started here, before it leaves for a reason that may be its own alone, such
+    as a full disk: they would wait for it in a collective, which heeds no gentler signal, and then fail in their own
+    words. Those that torchrun, Slurm or another node has started are theirs to end.
     """
     started = getattr(trainer.strategy.launcher, "procs", [])
     launched = started.copy()

@@ -84,6 +84,7 @@ def test_v1s_newest_run_on_the_same_base_captions_unless_another_is_named(
     expert, line = chosen()
     assert expert.captioner is assistant and line.startswith("captions are by the model that answers")
     run("older", adapter_folder, "finished", ended=1)
+    (run("damaged", captioner_folder, "finished", ended=6) / "run.json").write_text('{"state": "fin')
     newest = run("sweep/0", captioner_folder, "finished", ended=2)
     expert, line = chosen()
     assert line.startswith(f"captions are by {newest};") and expert.captioner.model.llama is assistant.model.llama

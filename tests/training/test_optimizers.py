@@ -65,9 +65,10 @@ def test_equals_each_optimizer_on_its_own():
         assert all(torch.equal(*pair) for pair in zip(params[task], alone[task], strict=True))
 
 
-def test_its_groups_may_take_their_steps_one_after_another():
-    """As DeepSpeed lets them when it keeps them in the host's memory, with the gradients of all there."""
-    at_once, in_turn = parameters(), parameters()
+@pytest.mark.parametrize("idle", [(), ("caption",)], ids=str)
+def test_its_groups_may_take_their_steps_one_after_another(idle):
+    """As DeepSpeed lets them, with the gradients of all there; a task that a step does not train stays where it is."""
+    at_once, in_turn, untouched = parameters(), parameters(), parameters()
     for params, turns in ((at_once, [slice(None)]), (in_turn, [slice(n, n + 1) for n in range(4)])):
         optimizer = composite(params)
         groups = optimizer.param_groups
@@ -75,11 +76,17 @@ def test_its_groups_may_take_their_steps_one_after_another():
             for members in params.values():
                 for parameter, gradient in zip(members, gradients(step), strict=True):
                     parameter.grad = gradient
+            optimizer.begin()
+            optimizer.note_trained(SETTINGS.keys() - (idle if step else ()))  # with momentum from the first step
+            if step == 1:
+                untouched = copy.deepcopy(params)
             for turn in turns:
                 optimizer.param_groups = groups[turn]
                 optimizer.step()
     for task in SETTINGS:
         assert all(torch.equal(*pair) for pair in zip(at_once[task], in_turn[task], strict=True))
+        moved = [not torch.equal(*pair) for pair in zip(in_turn[task], untouched[task], strict=True)]
+        assert not any(moved) if task in idle else all(moved)
 
 
 def test_its_state_survives_saving():

@@ -32,7 +32,11 @@ TINY = (
 )
 EXPERIMENTS = {
     "v1_scienceqa": ("LLaMA-Adapter", 85.19, ["adapter.prompt_layers=6"]),
-    "lavin_scienceqa_7b": ("LaVIN-7B Vicuna", 89.41, ["adapter.mixture.vision_blocks=6", "adapter.mixture.vision_width=96"]),
+    "lavin_scienceqa_7b": (
+        "LaVIN-7B Vicuna",
+        89.41,
+        ["adapter.mixture.vision_blocks=6", "adapter.mixture.vision_width=96"],
+    ),
 }
 
 ENDINGS = {
