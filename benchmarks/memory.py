@@ -2,11 +2,11 @@
 
 A random LLaMA is written to disk and trained with V2's adapter for some joint steps, in turn in each way, each time in
 fresh processes. Time is a process's own, of one thread, and the first step is left out. Memory is the peak of its
-resident set in two more steps, above what it was when a tiny model had been trained in the same way, so that all code
-is loaded; in these steps the C library gives every larger block back at once, so that its gaps do not count. The loss
-is that of the last timed step: whatever rounds weights or activations shows there. Two processes have the same batches,
-so that their losses are a single process's. With offload on a CPU the shares lie where they lay before: the row says
-what the way itself costs, and that it computes the same.
+resident set in two more steps, above what it was when a model of one layer had been trained in the same way, so that
+all code is loaded and the products have their buffers; in these steps the C library gives every larger block back at
+once, so that its gaps do not count. The loss is that of the last timed step: whatever rounds weights or activations
+shows there. Two processes have the same batches, so that their losses are a single process's. With offload on a CPU the
+shares lie where they lay before: the row says what the way itself costs, and that it computes the same.
 
     python -m benchmarks.memory [--hidden-size 1024] [--layers 6] [--steps 4] [--rounds 2] > memory.json
 """
@@ -54,7 +54,7 @@ class Way:
     offload: bool = False
 
 
-PLAIN, TINY = "bfloat16", "tiny"
+PLAIN, SHALLOW = "bfloat16", "one_layer"
 WAYS = {
     "float32": Way("float32"),
     PLAIN: Way(),
@@ -75,7 +75,7 @@ def measure(name: str, folder: str, steps: int, rank: int, address: str) -> dict
     torch.set_num_threads(1)
     if way.processes > 1:
         dist.init_process_group("gloo", address, rank=rank, world_size=way.processes)
-    step(way, str(Path(folder) / TINY))()
+    step(way, str(Path(folder) / SHALLOW))()
     begin_peak()
     start = resident("VmRSS")
     torch.manual_seed(0)
@@ -151,10 +151,10 @@ def in_processes(name: str, folder: str, steps: int) -> dict:
 
 
 def write(folder: str, hidden_size: int, layers: int) -> None:
-    """The model to measure in ``folder``, and a tiny one inside."""
-    tiny = Path(folder) / TINY
-    tiny.mkdir()
-    in_fresh_process("write_model", str(tiny), 64, 1)
+    """The model to measure in ``folder``, and one of its layers inside."""
+    shallow = Path(folder) / SHALLOW
+    shallow.mkdir()
+    in_fresh_process("write_model", str(shallow), hidden_size, 1)
     in_fresh_process("write_model", folder, hidden_size, layers)
 
 
