@@ -6,11 +6,12 @@ import importlib.metadata
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 FIGURES = Path("outputs/benchmarks")
@@ -90,6 +91,19 @@ def resident(field: str) -> int:
     """``VmRSS`` or ``VmHWM`` of this process, in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(field)))
+
+
+def most_allocated(work: Callable[[], object]) -> int:
+    """The most bytes of tensors that ``work`` holds at once, by the record of torch's own allocator."""
+    gc.collect()  # what was left before must not be freed, and counted, in between
+    with profile(profile_memory=True) as record:
+        work()
+    changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 def matmul_rate(dtype: torch.dtype, inputs: int, outputs: int, tokens: int, seconds: float = 0.5) -> float:

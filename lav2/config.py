@@ -239,8 +239,10 @@ def optim_problems(cfg: DictConfig) -> Iterator[str]:
                 optim.build(task, {"adapter.caption.projector.queries": torch.nn.Parameter(torch.zeros(1, 1))})
         except UserError as error:  # the other task is looked at all the same
             yield str(error)
-        except (TypeError, ValueError) as error:
-            yield f"optim.{task}: {' '.join(str(error).split())}"
+        except (TypeError, ValueError) as error:  # in torch's words, which seldom name the setting
+            given = OmegaConf.select(cfg, f"optim.{task}.optimizer") or {}
+            settings = ", ".join(f"{key}={value}" for key, value in given.items() if key[0] != "_")
+            yield f"optim.{task}: {' '.join(str(error).split())} (optim.{task}.optimizer has {settings})"
 
 
 def trainer_problems(cfg: DictConfig) -> Iterator[str]:

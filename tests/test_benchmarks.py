@@ -58,10 +58,11 @@ def test_growth_is_beside_what_the_operations_say():
 
 
 def test_memory_of_each_way_is_beside_the_plain_one():
-    one = {"bytes": 4e6, "plan": 3e6, "seconds": 2.0, "loss": 5.0}
-    found = {name: [one, one | {"bytes": 2e6}] for name in memory.WAYS} | {memory.PLAIN: [one | {"seconds": 1.0}] * 2}
+    one = {"resident": 4e6, "allocated": 4e6, "plan": 3e6, "seconds": 2.0, "loss": 5.0}
+    found = {name: [one, one | {"allocated": 2e6}] for name in memory.WAYS}
+    found[memory.PLAIN] = [one | {"seconds": 1.0}] * 2
     lines = {line.what: list(line.values) for line in memory.lines({"results": found})}
-    assert lines["peak memory of a process; int8, checkpointing"] == [1, 0.5]
+    assert lines["allocated by a process; int8, checkpointing"] == [1, 0.5]
     assert lines["CPU time a step of a process; float32"] == [2, 2]
     assert lines["what the plan says; bfloat16, fsdp2 on 2"] == [0.75, 1.5] and lines["loss; bfloat16"] == [1, 1]
 
@@ -73,7 +74,7 @@ def test_memory_is_measured_in_processes_of_its_own(tmp_path):
     ways = memory.PLAIN, "bfloat16, fsdp2 on 2, offload"
     plain, shared = (memory.in_processes(way, str(tmp_path), 3) for way in ways)
     assert shared["loss"] == pytest.approx(plain["loss"], abs=0.01)
-    assert min(plain["bytes"], shared["bytes"]) > 1e6 and min(plain["seconds"], shared["seconds"]) > 0
+    assert min(plain["allocated"], shared["allocated"]) > 1e6 and min(plain["seconds"], shared["seconds"]) > 0
 
 
 def test_padding_is_counted_over_whole_batches(monkeypatch):

@@ -31,7 +31,7 @@ MISTAKES = {
     "optim.instruction.final=1.5": "optim.instruction.final is 1.5",
     "optim.caption.final=nan": "optim.caption.final is nan",
     "optim.caption.optimizer.lr=-1": "optim.caption: Invalid learning rate: -1",
-    "optim.caption.optimizer.lr=fast": "optim.caption: ",
+    "optim.caption.optimizer.lr=fast": "(optim.caption.optimizer has lr=fast, ",
     "optim.caption=null": "optim.caption",
     "~optim.caption": "caption",
     "trainer.max_steps=-1": "trainer.max_steps and trainer.max_epochs are both -1, a schedule without end; set one",

@@ -1,7 +1,6 @@
 """What the plan says beside what torch's allocator hands out while a real model trains."""
 
 import ctypes
-import gc
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.multiprocessing import start_processes
-from torch.profiler import profile
 
+from benchmarks.measure import begin_peak, most_allocated, resident
 from lav2.adapter import AdaptedLlama, AdapterConfig, owned, trained_groups
 from lav2.errors import UserError
 from lav2.llama import Llama, LlamaConfig
@@ -65,19 +64,6 @@ def train_two_steps(adapter: dict, dtype: torch.dtype, tasks: list[str], recompu
         del loss
 
 
-def most_allocated(work) -> int:
-    """The most bytes that ``work`` holds at once, by the allocator's own record."""
-    gc.collect()  # what earlier tests left must not be freed, and counted, in between
-    with profile(profile_memory=True) as record:
-        work()
-    changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
 JOINT = ["caption", "instruction"]
 
 
@@ -124,8 +110,7 @@ def sharded_steps(rank: int, port: int, folder: str) -> None:
     model = AdaptedLlama(Llama(LARGER), AdapterConfig.from_dict(SMALL), WIDTH).train()
     strategy.shard(model, None)
     optimizer = TaskOptimizers({group: OPTIM.build(group, owned(model, group)) for group in JOINT})
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    begin_peak()
     for _ in range(2):
         loss = sum(response_loss(model, batch(task), task) for task in JOINT)
         optimizer.zero_grad()
@@ -134,12 +119,6 @@ def sharded_steps(rank: int, port: int, folder: str) -> None:
         del loss
     (Path(folder) / str(rank)).write_text(str(resident("VmHWM") - start))
     dist.destroy_process_group()
-
-
-def resident(name: str) -> int:
-    """Bytes of resident memory, now or at most."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(name)))
 
 
 @pytest.mark.slow
