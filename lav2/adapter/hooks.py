@@ -75,12 +75,13 @@ class AdapterHooks(BlockHooks):
         return route
 
     def linear(self, name: str, linear: nn.Linear, x: Tensor) -> Tensor:
-        if name not in self.tuning.linears:
-            return linear(x)
-        if (affine := self.kept_affine.get(name)) is None:
+        if (affine := self.kept_affine.get(name)) is not None:
+            shift, scale = affine
+            y = linear(x)
+            return torch.addcmul(shift, y, scale, out=y)  # in fp32, whatever the dtype of y
+        if name in self.tuning.linears:
             return self.tuning.linears[name](linear, x, self.train)
-        shift, scale = affine
-        return torch.addcmul(shift, linear(x), scale).to(x.dtype)
+        return linear(x)
 
     def attend(self, attention: Attention, query: Tensor, output: Tensor) -> Tensor:
         prompts = self.kept

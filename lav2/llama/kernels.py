@@ -109,10 +109,11 @@ def loss_and_slope(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_bf16_row(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`row_product` of ``x`` (…, in) and a plain ``weight`` (out, in) is the faster way."""
-    single = x.numel() == x.shape[-1]
+    if x.dtype is not torch.bfloat16 or x.numel() != x.shape[-1]:  # asked before every product
+        return False
     plain = type(weight) in (Tensor, nn.Parameter)  # a rounded or sharded weight is another type
-    bf16 = x.dtype is weight.dtype is torch.bfloat16 and x.device.type == "cpu"
-    return single and plain and bf16 and not torch.is_grad_enabled()
+    bf16 = weight.dtype is torch.bfloat16 and x.device.type == "cpu"
+    return plain and bf16 and not torch.is_grad_enabled()
 
 
 def row_product(x: Tensor, weight: Tensor) -> Tensor:

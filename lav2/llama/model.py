@@ -56,10 +56,11 @@ class Linear(nn.Linear):
     """A linear layer, for a single row of bf16 on a CPU by :func:`~lav2.llama.kernels.row_product`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_bf16_row(x, self.weight):
-            return super().forward(x)
-        y = row_product(x, self.weight)
-        return y if self.bias is None else y + self.bias
+        weight, bias = self.weight, self.bias
+        if not is_bf16_row(x, weight):
+            return F.linear(x, weight, bias)
+        y = row_product(x, weight)
+        return y if bias is None else y + bias
 
 
 class RMSNorm(nn.Module):
