@@ -1,9 +1,10 @@
 """Tokens a second of lav2's generation beside transformers' ``generate`` on the same weights, and with an adapter.
 
-The weights are random, in the shape of SmolLM2-135M. The adapted model is V2's, which sees an image; ``folded`` is the
-same with scales, biases and norms folded into its base. Each repetition measures all contestants one after another, so
-that a busy machine slows all of them, and then the model's products with its weights alone, with nothing between them:
-what decoding could reach at most. A ratio is the median over repetitions of ratios within one.
+The weights are random, in the shape of SmolLM2-135M. ``generate`` is measured in whole answers, in turns with
+transformers'. What an adapter costs is measured token by token, in turns with the bare model, so that a busy machine
+slows all alike: V2's, which sees an image; the same with scales, biases and norms folded into the base; and folded
+without prompts, which tells what folded biases cost from what prompts do. In the same turns stand the model's products
+with its weights alone, with nothing between them: what decoding could reach at most.
 
     python -m benchmarks.generation [--repetitions 5] [--prompt 128] [--new 64] > generation.json
 """
@@ -18,18 +19,26 @@ from functools import partial
 
 import torch
 import transformers
+from torch import Tensor
 
 from benchmarks.measure import SMOLLM2, Ratio, environment, ratios
-from lav2.adapter import adapt
+from lav2.adapter import AdaptedLlama, adapt
 from lav2.adapter.export import fold_tuning, linears
 from lav2.llama import Llama, load_llama
+from lav2.llama.decoder import Decoder
 from lav2.llama.generation import generate
 
 SHAPE = SMOLLM2 | {"max_position_embeddings": 2048, "initializer_range": 0.041666}
 FEATURES = (50, 512)  # tokens and width of an image encoder such as ViT-B/32
 TARGETS = {1: 1.5, 16: 2.0}  # decoding, over transformers, by batch size
+BARE, LIMIT = "the bare model", "products alone"
 LIMIT_SHARE = 0.6  # of the products' rate; a single row has either this or its target above
-Generate = Callable[[int], list[list[int]]]  # how many tokens → the new tokens of each row
+NO_PROMPTS = {"visual_layers": 0, "prompt_layers": 0, "prompt_length": 0}
+ADAPTED = {  # what is measured beside the bare model, and the least share of its speed when decoding
+    "an adapted model": 0.9,
+    "a folded model": 1.0,
+    "a folded model without prompts": None,
+}
 
 
 def run(
@@ -49,17 +58,13 @@ def run(
         for dtype in dtypes:
             theirs.to(getattr(torch, dtype))
             ours = load_llama(folder, getattr(torch, dtype))
+            models = {BARE: ours} | adapted_models(partial(load_llama, folder, getattr(torch, dtype)))
             for batch_size in batch_sizes:
                 prompts = torch.randint(SHAPE["vocab_size"], (batch_size, prompt_length))
-                again = load_llama(folder, getattr(torch, dtype))  # folding changes the base
-                found = compare(
-                    contestants(theirs, ours, again, prompts),
-                    partial(products, ours, batch_size),
-                    batch_size,
-                    prompt_length,
-                    new_tokens,
-                    repetitions,
-                )
+                features = torch.randn(batch_size, *FEATURES)
+                contestants = {name: Greedy(model, prompts, features, new_tokens) for name, model in models.items()}
+                found = whole_answers(theirs, ours, prompts, new_tokens, repetitions)
+                found |= token_by_token(contestants, partial(products, ours, batch_size), new_tokens, repetitions)
                 results.append({"dtype": dtype, "batch_size": batch_size} | found)
     return environment("transformers") | {
         "settings": {"prompt_length": prompt_length, "new_tokens": new_tokens, "repetitions": repetitions},
@@ -67,14 +72,15 @@ def run(
     }
 
 
-def contestants(theirs, ours: Llama, again: Llama, prompts: torch.Tensor) -> dict[str, Generate]:
-    """Greedy generation by transformers, by lav2, and by lav2 with an adapter that sees an image a row, also folded.
+def adapted_models(load: Callable[[], Llama]) -> dict[str, AdaptedLlama]:
+    """V2's adapter in each form, on weights of its own: folding changes them."""
+    adapted, whole = (adapt(load(), feature_width=FEATURES[1]).eval() for _ in range(2))
+    without = adapt(load(), NO_PROMPTS).eval()
+    return dict(zip(ADAPTED, (adapted, fold_tuning(whole), fold_tuning(without)), strict=True))
 
-    ``again`` are the weights of ``ours`` once more, which the folded model uses up.
-    """
-    adapted = adapt(ours, feature_width=FEATURES[1]).eval()
-    folded = fold_tuning(adapt(again, feature_width=FEATURES[1]).eval())
-    features = torch.randn(len(prompts), *FEATURES)
+
+def whole_answers(theirs, ours: Llama, prompts: Tensor, new_tokens: int, repetitions: int) -> dict:
+    """Greedy generation by transformers and by lav2: prefill and decode tokens a second, and whether they agree."""
 
     def transformers_generate(count: int) -> list[list[int]]:
         mask = torch.ones_like(prompts)
@@ -83,68 +89,74 @@ def contestants(theirs, ours: Llama, again: Llama, prompts: torch.Tensor) -> dic
         )
         return rows[:, prompts.shape[1] :].tolist()
 
-    def lav2_generate(count: int, model=None) -> list[list[int]]:
-        hooks = None
-        if model is not None:
-            with torch.inference_mode():
-                hooks = model.bind(features, keep=True)
-        llama = ours if model is None else model.llama
-        return generate(llama, prompts.tolist(), eos_id=[], max_new_tokens=count, hooks=hooks)
+    def lav2_generate(count: int) -> list[list[int]]:
+        return generate(ours, prompts.tolist(), eos_id=[], max_new_tokens=count)
 
-    return {
-        "transformers": transformers_generate,
-        "lav2": lav2_generate,
-        "adapted": partial(lav2_generate, model=adapted),
-        "folded": partial(lav2_generate, model=folded),
-    }
-
-
-@torch.inference_mode()
-def products(llama: Llama, rows: int) -> float:
-    """Seconds that the products of ``rows`` new tokens with every weight of the model take."""
-    weights = list(linears(llama))
-    inputs = {linear: torch.randn(rows, 1, linear.in_features, dtype=linear.weight.dtype) for linear in weights}
-    hidden = inputs[llama.layers[0].attention.wq]
-    start = time.perf_counter()
-    for linear, x in inputs.items():
-        linear(x)
-    llama.logits(hidden)
-    return time.perf_counter() - start
-
-
-def compare(
-    contestants: dict[str, Generate],
-    limit: Callable[[], float],
-    batch_size: int,
-    prompt_length: int,
-    new_tokens: int,
-    repetitions: int,
-) -> dict:
-    """Prefill and decode tokens a second of each contestant, and of the products alone, which take ``limit()``."""
-    limit()  # warms up
+    contestants = {"transformers": transformers_generate, "lav2": lav2_generate}
     answers = {name: contestant(new_tokens) for name, contestant in contestants.items()}  # also warms up
     speeds = {name: {"prefill": [], "decode": []} for name in contestants}
-    limits = []
     for _ in range(repetitions):
         for name, contestant in contestants.items():
-            first, all_tokens = seconds(contestant, 1), seconds(contestant, new_tokens)
-            speeds[name]["prefill"].append(batch_size * prompt_length / first)
-            speeds[name]["decode"].append(batch_size * (new_tokens - 1) / (all_tokens - first))
-        limits.append(batch_size / statistics.median(limit() for _ in range(8)))
+            first, all_tokens = seconds(partial(contestant, 1)), seconds(partial(contestant, new_tokens))
+            speeds[name]["prefill"].append(prompts.numel() / first)
+            speeds[name]["decode"].append(len(prompts) * (new_tokens - 1) / (all_tokens - first))
     pairs = [
         pair for rows in zip(answers["lav2"], answers["transformers"], strict=True) for pair in zip(*rows, strict=True)
     ]
-    return {
-        "tokens_per_second": speeds,
-        "limit_tokens_per_second": limits,
-        "tokens_equal_transformers": sum(a == b for a, b in pairs) / len(pairs),
+    return {"tokens_per_second": speeds, "tokens_equal_transformers": sum(a == b for a, b in pairs) / len(pairs)}
+
+
+class Greedy:
+    """A model at work on prompts, word by word; ``model`` is an adapted one, with the images it sees, or a bare one."""
+
+    def __init__(self, model: AdaptedLlama | Llama, prompts: Tensor, images: Tensor, new_tokens: int):
+        self.model, self.images = model, images
+        self.prompts, self.new_tokens = prompts.tolist(), new_tokens
+
+    def read_prompts(self) -> None:
+        llama, hooks = self.model, None
+        if isinstance(self.model, AdaptedLlama):
+            llama = self.model.llama
+            hooks = self.model.bind(self.images if self.model.feature_width else None, keep=True)
+        self.decoder = Decoder(llama, self.prompts, self.new_tokens, hooks)
+        self.tokens = self.decoder.read_prompts().argmax(-1)
+
+    def step(self) -> None:
+        self.tokens = self.decoder.read(self.tokens).argmax(-1)
+
+
+@torch.inference_mode()
+def token_by_token(models: dict[str, Greedy], limit: Callable[[], object], new_tokens: int, repetitions: int) -> dict:
+    """Seconds of reading the prompts and, the median, of a step, in turns with each other and with ``limit``."""
+    reads = {name: model.read_prompts for name, model in models.items()}
+    steps = {name: model.step for name, model in models.items()} | {LIMIT: limit}
+    found = {"prefill": {name: [] for name in reads}, "step": {name: [] for name in steps}}
+    for turn in range(repetitions + 1):
+        first = {name: seconds(read) for name, read in reads.items()}
+        times = [{name: seconds(step) for name, step in steps.items()} for _ in range(new_tokens)]
+        if turn:  # the first warms up
+            for name, read in first.items():
+                found["prefill"][name].append(read)
+            for name in steps:
+                found["step"][name].append(statistics.median(each[name] for each in times))
+    return found
+
+
+def products(llama: Llama, rows: int) -> None:
+    """The products of ``rows`` new tokens with every weight of the model."""
+    inputs = {
+        size: torch.randn(rows, 1, size, dtype=llama.norm.weight.dtype)
+        for size in (llama.config.hidden_size, llama.config.intermediate_size)
     }
+    for linear in linears(llama):
+        linear(inputs[linear.in_features])
+    llama.logits(inputs[llama.config.hidden_size])
 
 
-def seconds(contestant: Generate, count: int) -> float:
-    start = time.perf_counter()
-    contestant(count)
-    return time.perf_counter() - start
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def lines(found: dict) -> Iterator[Ratio]:
@@ -154,18 +166,17 @@ def lines(found: dict) -> Iterator[Ratio]:
         where = f"{one['dtype']}, batch {batch_size}"
         share = Ratio(
             f"decode, of the limit; {where}",
-            "products alone",
-            ratios(speeds["lav2"]["decode"], one["limit_tokens_per_second"]),
+            LIMIT,
+            ratios(one["step"][LIMIT], one["step"][BARE]),
             LIMIT_SHARE if batch_size == 1 else None,
         )
-        for phase in ("prefill", "decode"):
+        for phase, times in (("prefill", one["prefill"]), ("decode", one["step"])):
             target = TARGETS.get(batch_size) if phase == "decode" and not share.met else None
             faster = ratios(speeds["lav2"][phase], speeds["transformers"][phase])
             yield Ratio(f"{phase}, tokens a second; {where}", "transformers", faster, target)
-            for name, least in (("adapted", 0.9), ("folded", 1.0)):
-                adapted = ratios(speeds[name][phase], speeds["lav2"][phase])
-                what = f"{phase} of {'a folded' if name == 'folded' else 'an adapted'} model; {where}"
-                yield Ratio(what, "the bare model", adapted, least if phase == "decode" else None)
+            for name, least in ADAPTED.items():
+                beside = ratios(times[BARE], times[name])
+                yield Ratio(f"{phase} of {name}; {where}", BARE, beside, least if phase == "decode" else None)
         yield share
 
 
