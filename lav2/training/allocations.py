@@ -57,7 +57,7 @@ def step_memory(
     dtype: torch.dtype,
     batches: Mapping[str, tuple[int, int, int]],
     recompute: bool,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """What one joint step keeps and allocates besides weights and gradients, without any memory for it.
 
     Two layers of a kind are computed at most: the second keeps what all later ones keep.
@@ -68,7 +68,7 @@ def step_memory(
 
     Returns:
         Bytes that the passes through the model keep for the backward pass, and what comes on top of them at the worst
-        moment: logits, their loss and gradients in passing.
+        moment of the losses, which are computed with their gradients, and of the backward pass.
     """
     counts = layer_kinds(shape, adapter)
     few = [min(count, 2) for count in counts]
@@ -99,10 +99,11 @@ def step_memory(
                 labelled = hidden.flatten(0, 1)[torch.arange(rows * length)]
                 losses.append(FrozenHeadLoss.apply(labelled, tokens.flatten(), llama.head, torch.ones(())))
                 del hidden, labelled, turns, tokens, visual
+            before_backward, allocations.peak = allocations.peak, allocations.now
             torch.stack(losses).sum().backward()
     last = [sum(few[: kind + 1]) - 1 for kind in range(3)]
     left_out = sum((counts[kind] - few[kind]) * by_layer[last[kind]] for kind in range(3) if few[kind])
-    return kept + left_out, allocations.peak - kept
+    return kept + left_out, before_backward - kept, allocations.peak - kept
 
 
 def layer_kinds(shape: LlamaConfig, adapter: AdapterConfig) -> tuple[int, int, int]:

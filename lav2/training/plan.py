@@ -71,7 +71,7 @@ class Planner:
     moments: int
     encoder: int = 0
     by_turns: bool = False
-    steps: dict[str, tuple[int, int]] = field(default_factory=dict)  # what has been counted before
+    steps: dict[str, tuple[int, int, int]] = field(default_factory=dict)  # what has been counted before
 
     def memory(self, setting: Setting) -> dict[str, float]:
         """Bytes on each GPU, by what they are for."""
@@ -81,26 +81,32 @@ class Planner:
         groups = trained_groups(self.model, self.lengths, self.model.config.ownership)
         trained = sum(4 * p.numel() for group in groups for p in owned(self.model, group).values())
         share = (0 if setting.offload else 1 / setting.devices) if sharded else 1
-        gathered = 0
-        if sharded:
-            block = sum(p.numel() for p in llama.layers[0].parameters())
+        kept, at_loss, in_backward = self.step(setting)
+        if sharded:  # the worst of three moments: the loss, the last block's backward pass, the gradients' exchange
+            blocks = GATHERED_BLOCKS * sum(p.numel() for p in llama.layers[0].parameters())
             outer = sum(p.numel() for name, p in llama.named_parameters() if not name.startswith("layers."))
-            gathered = dtype.itemsize * (GATHERED_BLOCKS * block + outer)
-        elif setting.quantize:
-            gathered = dtype.itemsize * max(p.numel() for p in llama.layers[0].parameters())
-        kept, passing = self.step(setting)
+            outer, blocks = dtype.itemsize * outer, dtype.itemsize * blocks
+            worst = [
+                (outer, trained * share, kept, at_loss),
+                (outer + blocks, trained * share, kept, in_backward),
+                (outer + blocks, trained * (2 + share), 0, 0),
+            ]
+        else:
+            unpacked = dtype.itemsize * max(p.numel() for p in llama.layers[0].parameters()) if setting.quantize else 0
+            worst = [(unpacked, trained * (2 if setting.strategy == "ddp" else 1), kept, max(at_loss, in_backward))]
+        gathered, gradients, activations, passing = max(worst, key=sum)
         return {
             "base weights" + (f", 1/{setting.devices}" if sharded else ""): frozen * share,
             "weights gathered or unpacked in passing": gathered,
             "trainables": trained * (1 + share if sharded else 1),
-            "gradients": trained * (1 + share if sharded else 2 if setting.strategy == "ddp" else 1),
+            "gradients": gradients,
             "optimizer": self.moments * trained * share,
             "image encoder": self.encoder,
-            "activations": kept,
+            "activations": activations,
             "logits, loss and what passes": passing,
         }
 
-    def step(self, setting: Setting) -> tuple[int, int]:
+    def step(self, setting: Setting) -> tuple[int, int, int]:
         """See :func:`lav2.training.allocations.step_memory`."""
         known = f"{setting.rows} {setting.recompute}"
         if known not in self.steps:
@@ -113,7 +119,7 @@ class Planner:
             turns = [{task: batch} for task, batch in batches.items()] if self.by_turns else [batches]
             self.steps[known] = max(
                 (step_memory(llama.config, config, self.feature_width, dtype, one, setting.recompute) for one in turns),
-                key=sum,
+                key=lambda step: step[0] + max(step[1:]),
             )
         return self.steps[known]
 
