@@ -86,12 +86,30 @@ def row(line: Ratio) -> str:
 
 
 def plot(found: dict[str, tuple[dict, list[Ratio]]], file: Path) -> None:
-    """Every ratio as a bar, on a logarithmic scale around 1."""
+    """Every ratio as a bar, on a logarithmic scale around 1: a panel for each benchmark, in two columns."""
     from matplotlib.figure import Figure
 
-    lines = [line for _, ratios in found.values() for line in ratios][::-1]
-    figure = Figure(figsize=(11, 1 + 0.26 * len(lines)), layout="constrained")
-    axes = figure.subplots()
+    counts = {name: len(lines) for name, (_, lines) in found.items()}
+    columns: tuple[list[str], list[str]] = ([], [])
+    before = 0
+    for name, count in counts.items():
+        columns[before + count / 2 > sum(counts.values()) / 2].append(name)
+        before += count
+    columns = [names for names in columns if names]
+    heights = [[counts[name] + 3 for name in names] for names in columns]
+    figure = Figure(figsize=(11 * len(columns), 0.2 * max(map(sum, heights))), layout="constrained")
+    parts = figure.subfigures(1, len(columns), squeeze=False)[0]
+    for part, names, ratios in zip(parts, columns, heights, strict=True):
+        for axes, name in zip(part.subplots(len(names), height_ratios=ratios, squeeze=False)[:, 0], names, strict=True):
+            bars(axes, found[name][1][::-1])
+            axes.set_title(name, fontsize=9, fontweight="bold")
+    figure.supxlabel(
+        "ratio; a thick mark is the target, a thin line the spread over the turns; green: met, red: not", fontsize=9
+    )
+    figure.savefig(file, dpi=100)
+
+
+def bars(axes, lines: list[Ratio]) -> None:
     colors = ["C0" if line.met is None else "C2" if line.met else "C3" for line in lines]
     axes.barh(range(len(lines)), [line.median - 1 for line in lines], left=1, color=colors)
     for place, line in enumerate(lines):
@@ -99,10 +117,17 @@ def plot(found: dict[str, tuple[dict, list[Ratio]]], file: Path) -> None:
         if line.target is not None:
             axes.plot([line.target] * 2, [place - 0.4, place + 0.4], color="black", linewidth=2)
     axes.set_xscale("log")
+    ticks = [one for one in (0.05, 0.1, 0.2, 0.5, 0.75, 1, 1.5, 2, 5, 10, 100) if inside(axes, one)]
+    axes.set_xticks(ticks, [f"{one:g}" for one in ticks], fontsize=7)
+    axes.minorticks_off()
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(lines)), [f"{line.what} / {line.beside}" for line in lines], fontsize=7)
-    axes.set_xlabel("ratio; a thick mark is the target, a thin line the spread over the turns")
-    figure.savefig(file, dpi=120)
+    axes.margins(y=0.01)
+
+
+def inside(axes, value: float) -> bool:
+    least, most = axes.get_xlim()
+    return least <= value <= most
 
 
 def main() -> None:
